@@ -1,0 +1,1 @@
+//! One pod's sockets: rules that bring traffic here, listeners in the pod, where a connection was going.

@@ -1,0 +1,1 @@
+//! `adit demo`: builds the lab, runs real traffic through it and prints what happened.

@@ -1,0 +1,1 @@
+//! What both directions share about one connection: its record, its outcome, plaintext relaying.

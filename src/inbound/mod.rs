@@ -1,0 +1,1 @@
+//! From the mesh to a pod: one connection from start to end.

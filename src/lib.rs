@@ -1,0 +1,37 @@
+//! adit: a node-level L4 transparent proxy for Kubernetes ambient mesh.
+//!
+//! One process per node captures the TCP traffic of the node's pods, carries it to the other node over HBONE
+//! (HTTP/2 CONNECT inside mutual TLS with SPIFFE identities), enforces L4 authorization there and passes the
+//! rest through. The rooms below read like the data path; imports point down this list:
+//!
+//! ```text
+//! app                                  builds every room once
+//! lab · demo                           a two-node mesh on one machine
+//! config                               strings to typed values, once
+//! admin                                what operators see
+//! node                                 the pods of this node
+//! inbound · outbound                   one connection from start to end
+//! hbone                                tunnels
+//! capture · flow · discovery           sockets in a pod; what is kept of a connection; where state comes from
+//! mesh                                 workloads and services, an immutable snapshot
+//! policy                               rules, facts, verdicts
+//! identity                             names and their proof
+//! net · drain · telemetry              the kernel, the end, the numbers
+//! ```
+
+pub mod admin;
+pub mod capture;
+pub mod config;
+pub mod demo;
+pub mod discovery;
+pub mod flow;
+pub mod hbone;
+pub mod identity;
+pub mod inbound;
+pub mod lab;
+pub mod mesh;
+pub mod net;
+pub mod node;
+pub mod outbound;
+pub mod policy;
+pub mod telemetry;

@@ -1,0 +1,1 @@
+//! What the mesh looks like: workloads, services and endpoints as one immutable snapshot.

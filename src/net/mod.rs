@@ -1,0 +1,15 @@
+//! The kernel as typed functions: addresses with roles, socket options, network namespaces.
+//!
+//! Knows nothing of meshes or proxies. One file, [`sys`], holds all unsafe code of the crate. Nothing here
+//! lives longer than the call, except the descriptors it returns.
+
+mod addr;
+mod netns;
+pub mod socket;
+#[expect(unsafe_code, reason = "the one file that talks to the kernel without a safe wrapper")]
+mod sys;
+#[cfg(test)]
+mod tests;
+
+pub use addr::{ClientAddr, OriginalDst, TargetAddr, canonical};
+pub use netns::{Netns, NetnsId};

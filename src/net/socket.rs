@@ -1,0 +1,214 @@
+//! Sockets with the options this proxy needs, made in whatever namespace the calling thread is in.
+//!
+//! Every socket carries the packet mark from its first moment, because the capture rules recognise the proxy's
+//! own packets by it.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+
+use super::addr::{OriginalDst, canonical};
+use super::sys;
+
+/// Connections that may wait in one listener for `accept`. The kernel caps it at `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+
+/// `SO_MARK`, which the capture rules exempt; `None` leaves packets unmarked.
+pub type Mark = Option<u32>;
+
+/// Probes on an idle connection (tcp(7)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keepalive {
+    /// Idle time before the first probe.
+    pub idle: Duration,
+    /// Time between probes.
+    pub interval: Duration,
+    /// Unanswered probes before the connection is reset.
+    pub probes: u32,
+}
+
+impl Keepalive {
+    /// Turns the probes on for `socket`.
+    pub fn apply(&self, socket: &impl AsFd) -> io::Result<()> {
+        SockRef::from(socket).set_tcp_keepalive(
+            &TcpKeepalive::new().with_time(self.idle).with_interval(self.interval).with_retries(self.probes),
+        )
+    }
+}
+
+/// How a listener is made.
+#[derive(Clone, Debug)]
+pub struct Listen {
+    /// Address to bind. The unspecified IPv6 address serves IPv4 too.
+    pub addr: SocketAddr,
+    /// Mark of the listener; accepted sockets and SYN-ACKs inherit it.
+    pub mark: Mark,
+    /// Whether another process may listen on the same port, for the overlap of an upgrade.
+    pub reuse_port: bool,
+    /// Whether accepted sockets' packets may carry foreign addresses; says whether it must work.
+    pub transparent: Transparent,
+    /// Congestion control that accepted sockets inherit; `None` keeps the system's.
+    pub congestion: Option<&'static str>,
+}
+
+/// Whether a client's address is kept towards the application (`ENABLE_ORIG_SRC`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transparent {
+    /// Keep it, or fail.
+    Required,
+    /// Keep it where the kernel allows that.
+    BestEffort,
+    /// Never.
+    Off,
+}
+
+/// Whether a listener got `IP_TRANSPARENT`, and with it the right to keep clients' addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SourceAddress {
+    /// The application sees the client's address.
+    Kept,
+    /// The application sees the pod's own address.
+    Replaced,
+}
+
+/// Binds and listens, non-blocking. The options are set before `listen`, so that no connection misses them.
+///
+/// # Errors
+/// The system's answer with the address and the option in its text.
+pub fn listen(how: &Listen) -> io::Result<(TcpListener, SourceAddress)> {
+    let what = |step: &'static str| {
+        move |cause: io::Error| io::Error::new(cause.kind(), format!("{step} for {}: {cause}", how.addr))
+    };
+    let socket = Socket::new(Domain::for_address(how.addr), Type::STREAM.nonblocking(), Some(Protocol::TCP))
+        .map_err(what("making a listener"))?;
+    if how.addr.is_ipv6() {
+        // A wildcard listener serves both families; a listener on one address serves that address only.
+        socket.set_only_v6(!how.addr.ip().is_unspecified()).map_err(what("setting IPV6_V6ONLY"))?;
+    }
+    if how.reuse_port {
+        socket.set_reuse_port(true).map_err(what("setting SO_REUSEPORT"))?;
+    } else {
+        socket.set_reuse_address(true).map_err(what("setting SO_REUSEADDR"))?;
+    }
+    if let Some(mark) = how.mark {
+        socket.set_mark(mark).map_err(what("setting SO_MARK (CAP_NET_ADMIN is needed)"))?;
+    }
+    socket.set_tcp_nodelay(true).map_err(what("setting TCP_NODELAY"))?;
+    if let Some(name) = how.congestion {
+        prefer_congestion(&socket, name);
+    }
+    let source = match how.transparent {
+        Transparent::Off => SourceAddress::Replaced,
+        wanted => match sys::set_ip_transparent(socket.as_fd()) {
+            Ok(()) => SourceAddress::Kept,
+            Err(cause) if wanted == Transparent::Required => {
+                return Err(what("setting IP_TRANSPARENT (CAP_NET_ADMIN or CAP_NET_RAW is needed)")(cause));
+            }
+            Err(_) => SourceAddress::Replaced,
+        },
+    };
+    socket.bind(&how.addr.into()).map_err(what("binding"))?;
+    socket.listen(BACKLOG).map_err(what("listening"))?;
+    Ok((socket.into(), source))
+}
+
+/// The wildcard address to listen on: dual-stack, or IPv4 only.
+pub fn wildcard(port: u16, ipv6: bool) -> SocketAddr {
+    let ip = if ipv6 { IpAddr::from(Ipv6Addr::UNSPECIFIED) } else { IpAddr::from(Ipv4Addr::UNSPECIFIED) };
+    SocketAddr::new(ip, port)
+}
+
+/// Takes `name` where the kernel has it and this namespace allows it; keeps the present algorithm otherwise,
+/// because a connection with another congestion control still works.
+pub fn prefer_congestion(socket: &impl AsFd, name: &str) {
+    let _ = SockRef::from(socket).set_tcp_congestion(name.as_bytes());
+}
+
+/// The congestion control new sockets of this thread's namespace start with, for example `cubic`.
+pub fn default_congestion() -> io::Result<String> {
+    Ok(std::fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control")?.trim().to_owned())
+}
+
+/// A socket that will dial `to`: non-blocking, marked, without Nagle's delay.
+pub fn dialer(to: SocketAddr, mark: Mark, keepalive: Option<Keepalive>) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    if let Some(mark) = mark {
+        socket.set_mark(mark)?;
+    }
+    socket.set_tcp_nodelay(true)?;
+    if let Some(keepalive) = keepalive {
+        keepalive.apply(&socket)?;
+    }
+    Ok(socket)
+}
+
+/// When a spoofed socket's source port is chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortChoice {
+    /// Now, by `bind`: free of every other bound socket of that address.
+    AtBind,
+    /// By `connect`, when all ports are bound but not towards this destination.
+    AtConnect,
+}
+
+/// Binds `socket` to a client's address that this host does not own, so that the application sees the client.
+///
+/// Returns the port when it is chosen now.
+///
+/// # Errors
+/// EPERM without CAP_NET_ADMIN or CAP_NET_RAW; EADDRINUSE when every port of `client` is bound.
+pub fn bind_spoofed(socket: &Socket, client: IpAddr, choice: PortChoice) -> io::Result<Option<u16>> {
+    if client.is_ipv4() {
+        sys::set_ip_transparent(socket.as_fd())?;
+        socket.set_freebind_v4(true)?;
+    } else {
+        sys::set_ipv6_transparent(socket.as_fd())?;
+        sys::set_ipv6_freebind(socket.as_fd())?;
+    }
+    if choice == PortChoice::AtConnect {
+        sys::set_bind_address_no_port(socket.as_fd())?;
+    }
+    socket.bind(&SocketAddr::new(client, 0).into())?;
+    Ok(match choice {
+        PortChoice::AtBind => socket.local_addr()?.as_socket().map(|addr| addr.port()),
+        PortChoice::AtConnect => None,
+    })
+}
+
+/// Starts a non-blocking connect. `Ok` when it is under way or done: writability tells, then `SO_ERROR`.
+pub fn start_connect(socket: &Socket, to: SocketAddr) -> io::Result<()> {
+    match socket.connect(&to.into()) {
+        Err(cause) if cause.raw_os_error() == Some(nix::libc::EINPROGRESS) => Ok(()),
+        other => other,
+    }
+}
+
+/// Where an accepted connection was going before a REDIRECT rule rewrote it.
+///
+/// `SO_ORIGINAL_DST` at IPv4 level, then at IPv6 level, then the local address (a connection nobody redirected).
+pub fn original_dst(socket: &impl AsFd) -> io::Result<OriginalDst> {
+    let fd = socket.as_fd();
+    let local = SockRef::from(socket).local_addr()?.as_socket().map(canonical).ok_or_else(|| {
+        io::Error::new(io::ErrorKind::InvalidInput, "the captured connection is not an IP connection")
+    })?;
+    // Each lookup answers only for its own family; the other fails with ENOENT or ENOPROTOOPT.
+    let looked_up = if local.is_ipv4() { sys::original_dst_v4(fd) } else { sys::original_dst_v6(fd) };
+    Ok(OriginalDst::new(looked_up.unwrap_or(local)))
+}
+
+/// Makes the next close of `socket` send RST instead of FIN, so that the far end sees an abnormal end.
+pub fn reset_on_close(socket: &impl AsFd) {
+    // Failure means the socket is already dead, and then there is nobody left to tell.
+    let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+}
+
+/// The `TcpStream` over an accepted descriptor: non-blocking, without Nagle's delay.
+pub fn accepted(fd: OwnedFd) -> io::Result<TcpStream> {
+    let stream = TcpStream::from(fd);
+    stream.set_nonblocking(true)?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}

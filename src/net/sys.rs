@@ -1,0 +1,100 @@
+//! System calls that no crate wraps safely: one call per function, borrowed descriptors in, owned ones out.
+
+use std::io;
+use std::mem::{size_of, size_of_val};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use nix::libc::{self, c_int, socklen_t};
+
+/// `NS_GET_NSTYPE` of ioctl_ns(2): `_IO(0xb7, 0x3)`.
+const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
+
+/// `SO_ORIGINAL_DST` and `IP6T_SO_ORIGINAL_DST` (linux/netfilter_ipv4.h, linux/netfilter_ipv6/ip6_tables.h).
+const SO_ORIGINAL_DST: c_int = 80;
+
+fn check(rc: c_int) -> io::Result<c_int> {
+    if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(rc) }
+}
+
+fn set_flag(socket: BorrowedFd<'_>, level: c_int, name: c_int) -> io::Result<()> {
+    let on: c_int = 1;
+    // SAFETY: the borrow keeps the descriptor open for the call; the kernel only reads `on`, which outlives
+    // the call, and the length is its exact size.
+    check(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            (&raw const on).cast(),
+            size_of_val(&on) as socklen_t,
+        )
+    })
+    .map(drop)
+}
+
+/// The `CLONE_NEW*` constant of the namespace `fd` names. Fails with ENOTTY when it names none.
+pub(super) fn namespace_type(fd: BorrowedFd<'_>) -> io::Result<c_int> {
+    // SAFETY: the borrow keeps the descriptor open; this request takes no argument.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), NS_GET_NSTYPE) })
+}
+
+/// Lets `socket` use IPv4 addresses this host does not own. Fails without CAP_NET_ADMIN or CAP_NET_RAW.
+pub(super) fn set_ip_transparent(socket: BorrowedFd<'_>) -> io::Result<()> {
+    set_flag(socket, libc::IPPROTO_IP, libc::IP_TRANSPARENT)
+}
+
+/// Lets `socket` use IPv6 addresses this host does not own. Fails without CAP_NET_ADMIN or CAP_NET_RAW.
+pub(super) fn set_ipv6_transparent(socket: BorrowedFd<'_>) -> io::Result<()> {
+    set_flag(socket, libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT)
+}
+
+/// Lets `socket` bind an IPv6 address that is not configured (ipv6(7)).
+pub(super) fn set_ipv6_freebind(socket: BorrowedFd<'_>) -> io::Result<()> {
+    set_flag(socket, libc::IPPROTO_IPV6, libc::IPV6_FREEBIND)
+}
+
+/// Defers the choice of a source port from `bind` to `connect`, where the whole 4-tuple is known (ip(7)).
+pub(super) fn set_bind_address_no_port(socket: BorrowedFd<'_>) -> io::Result<()> {
+    set_flag(socket, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT)
+}
+
+/// Where an IPv4 connection was going before a REDIRECT rule. ENOENT when conntrack knows no such entry.
+pub(super) fn original_dst_v4(socket: BorrowedFd<'_>) -> io::Result<SocketAddr> {
+    // SAFETY: an all-zero sockaddr_in is a valid value of that plain struct.
+    let mut out: libc::sockaddr_in = unsafe { std::mem::zeroed() };
+    let mut len = size_of::<libc::sockaddr_in>() as socklen_t;
+    // SAFETY: the borrow keeps the descriptor open; the kernel writes at most `len` bytes into `out`, which is
+    // that long and outlives the call.
+    check(unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_IP,
+            SO_ORIGINAL_DST,
+            (&raw mut out).cast(),
+            &raw mut len,
+        )
+    })?;
+    let ip = Ipv4Addr::from(u32::from_be(out.sin_addr.s_addr));
+    Ok(SocketAddrV4::new(ip, u16::from_be(out.sin_port)).into())
+}
+
+/// Where an IPv6 connection was going before a REDIRECT rule. ENOENT when conntrack knows no such entry.
+pub(super) fn original_dst_v6(socket: BorrowedFd<'_>) -> io::Result<SocketAddr> {
+    // SAFETY: an all-zero sockaddr_in6 is a valid value of that plain struct.
+    let mut out: libc::sockaddr_in6 = unsafe { std::mem::zeroed() };
+    let mut len = size_of::<libc::sockaddr_in6>() as socklen_t;
+    // SAFETY: the borrow keeps the descriptor open; the kernel writes at most `len` bytes into `out`, which is
+    // that long and outlives the call.
+    check(unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_IPV6,
+            SO_ORIGINAL_DST,
+            (&raw mut out).cast(),
+            &raw mut len,
+        )
+    })?;
+    let ip = Ipv6Addr::from(out.sin6_addr.s6_addr);
+    Ok(SocketAddrV6::new(ip, u16::from_be(out.sin6_port), 0, 0).into())
+}

@@ -1,0 +1,1 @@
+//! From a pod to the mesh: one connection from start to end.
