@@ -13,3 +13,4 @@ mod tests;
 
 pub use addr::{ClientAddr, OriginalDst, TargetAddr, canonical};
 pub use netns::{Netns, NetnsId};
+pub use sys::die_with_this_thread;

@@ -4,6 +4,8 @@ use std::io;
 use std::mem::{size_of, size_of_val};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 use nix::libc::{self, c_int, socklen_t};
 
@@ -97,4 +99,18 @@ pub(super) fn original_dst_v6(socket: BorrowedFd<'_>) -> io::Result<SocketAddr> 
     })?;
     let ip = Ipv6Addr::from(out.sin6_addr.s6_addr);
     Ok(SocketAddrV6::new(ip, u16::from_be(out.sin6_port), 0, 0).into())
+}
+
+/// Makes the process that `command` starts receive SIGKILL when the thread that starts it ends, so that no end
+/// of this process, kill -9 included, leaves it behind. Source: PR_SET_PDEATHSIG of prctl(2).
+pub fn die_with_this_thread(command: &mut Command) -> &mut Command {
+    let parent = nix::unistd::getpid();
+    let in_the_child = move || {
+        nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
+        // A parent that died before the line above sends no signal any more.
+        if nix::unistd::getppid() == parent { Ok(()) } else { Err(nix::errno::Errno::ESRCH.into()) }
+    };
+    // SAFETY: between fork and exec the closure makes two system calls, both async-signal-safe, and allocates
+    // nothing: its errors are plain error numbers.
+    unsafe { command.pre_exec(in_the_child) }
 }
