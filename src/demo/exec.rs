@@ -25,8 +25,9 @@ pub(super) fn run(name: &str, command: &[OsString]) -> Result<Infallible, Error>
         let names: Vec<_> = state.namespaces.iter().filter_map(|room| room.names.first()).cloned().collect();
         return Err(Error::Unfit(format!("the demo has no {name}; it has {}", names.join(", "))));
     };
-    enter(&state, room.descriptor)
-        .map_err(|cause| Error::Unfit(format!("entering {name} of the demo (process {}): {cause}", state.pid)))?;
+    enter(&state, room.descriptor).map_err(|cause| {
+        Error::Unfit(format!("entering {name} of the demo (process {}): {cause}", state.pid))
+    })?;
     let Some((program, arguments)) = command.split_first() else {
         return Err(Error::Unfit("no command was given".to_owned()));
     };

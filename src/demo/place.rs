@@ -169,7 +169,11 @@ fn is_held(path: &Path) -> Option<bool> {
 fn sweep(home: &Path) {
     for path in runs(home) {
         let dead = is_held(&path).map_or_else(
-            || fs::metadata(&path).and_then(|it| it.modified()).is_ok_and(|made| made.elapsed().is_ok_and(|age| age > BEING_MADE)),
+            || {
+                fs::metadata(&path)
+                    .and_then(|it| it.modified())
+                    .is_ok_and(|made| made.elapsed().is_ok_and(|age| age > BEING_MADE))
+            },
             |held| !held,
         );
         if dead {

@@ -22,7 +22,8 @@ const TOOLS: [(&str, &str); 5] = [
     ("ip6tables-restore", "iptables"),
 ];
 /// Where distributions keep them, also when the user's PATH lacks the administrators' directories.
-const DIRECTORIES: [&str; 6] = ["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/bin", "/bin"];
+const DIRECTORIES: [&str; 6] =
+    ["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/bin", "/bin"];
 /// Exit code of a process that was interrupted (128 + SIGINT).
 const INTERRUPTED: i32 = 130;
 

@@ -16,7 +16,6 @@ use super::error::Error;
 use super::world::Pod;
 
 /// The wire types of `proto/zds.proto`.
-#[expect(missing_docs, reason = "generated; the messages are described where they are declared")]
 mod wire {
     include!(concat!(env!("OUT_DIR"), "/istio.workload.zds.rs"));
 }
@@ -183,7 +182,9 @@ impl Session {
             Ok(wire::WorkloadResponse { payload: Some(Response::Ack(ack)) }) if ack.error.is_empty() => {
                 Ok(Answer::Done)
             }
-            Ok(wire::WorkloadResponse { payload: Some(Response::Ack(ack)) }) => Ok(Answer::Refused(ack.error)),
+            Ok(wire::WorkloadResponse { payload: Some(Response::Ack(ack)) }) => {
+                Ok(Answer::Refused(ack.error))
+            }
             Ok(_) => Err(self.broke(format!("its answer {packet:02x?} has no acknowledgement"))),
             Err(cause) => Err(self.broke(format!("its answer {packet:02x?} cannot be read: {cause}"))),
         }

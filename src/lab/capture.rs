@@ -248,7 +248,8 @@ impl Ear {
 
     fn search(&mut self, segment: &Segment<'_>) {
         let longest = self.secrets.iter().map(Vec::len).max().unwrap_or(0);
-        let tail = self.tails.entry(segment.flow).or_insert(Tail { next: segment.sequence, bytes: Vec::new() });
+        let tail =
+            self.tails.entry(segment.flow).or_insert(Tail { next: segment.sequence, bytes: Vec::new() });
         if tail.next != segment.sequence {
             tail.bytes.clear();
         }
@@ -336,10 +337,7 @@ fn segment(frame: &[u8]) -> Option<Segment<'_>> {
         }
         _ => return None,
     };
-    let flow = Flow {
-        from: SocketAddr::new(from, be16(rest, 0)?),
-        to: SocketAddr::new(to, be16(rest, 2)?),
-    };
+    let flow = Flow { from: SocketAddr::new(from, be16(rest, 0)?), to: SocketAddr::new(to, be16(rest, 2)?) };
     let sequence = u32::from_be_bytes(rest.get(4..8)?.try_into().ok()?);
     let header = usize::from(rest.get(12)? >> 4) * 4;
     Some(Segment { flow, flags: *rest.get(13)?, sequence, payload: rest.get(header..)? })

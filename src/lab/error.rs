@@ -3,6 +3,8 @@
 use std::io;
 use std::time::Duration;
 
+use crate::capture::rules;
+
 /// One variant per kind of step that can fail; each names the place in the lab.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -24,6 +26,15 @@ pub enum Error {
         /// The system's answer.
         #[source]
         cause: io::Error,
+    },
+    /// The capture rules of a pod could not be installed.
+    #[error("installing the capture rules of {pod}")]
+    Rules {
+        /// The pod.
+        pod: String,
+        /// Why not.
+        #[source]
+        cause: rules::Error,
     },
     /// Something awaited did not come.
     #[error("{what} did not happen within {within:?}")]

@@ -94,8 +94,7 @@ impl Log {
             if lines.ended || left.is_zero() {
                 return Err(Error::TooLate { what: format!("{what} in the log of {}", self.0.who), within });
             }
-            (lines, _) =
-                self.0.more.wait_timeout(lines, left).unwrap_or_else(PoisonError::into_inner);
+            (lines, _) = self.0.more.wait_timeout(lines, left).unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
@@ -197,6 +196,25 @@ impl AccessLog {
         self.0.find(from, "the expected connection's end", within, |line| {
             AccessLine::parse(line).filter(AccessLine::is_end).filter(|line| wanted(line))
         })
+    }
+
+    /// Waits until `count` ends that satisfy `wanted` were told after `from`, and returns those it saw: fewer,
+    /// when they did not come within `within`.
+    pub fn wait_for_count(
+        &self,
+        from: Position,
+        count: usize,
+        wanted: impl Fn(&AccessLine) -> bool,
+        within: Duration,
+    ) -> Vec<AccessLine> {
+        let mut ends = Vec::new();
+        // Too few is an answer here, which the caller sees in the result.
+        let _ = self.0.find(from, "the expected connections' ends", within, |line| {
+            let end = AccessLine::parse(line).filter(AccessLine::is_end).filter(|line| wanted(line));
+            ends.extend(end);
+            (ends.len() >= count).then_some(())
+        });
+        ends
     }
 
     /// The ends of connections told since `from`.

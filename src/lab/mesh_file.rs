@@ -128,7 +128,8 @@ impl MeshFile {
     /// # Errors
     /// The system's answer.
     pub fn save(&self, path: &Path) -> Result<(), Error> {
-        std::fs::write(path, self.yaml()).map_err(Error::io(format!("writing the mesh to {}", path.display())))
+        std::fs::write(path, self.yaml())
+            .map_err(Error::io(format!("writing the mesh to {}", path.display())))
     }
 
     fn write(&self, text: &mut String) -> std::fmt::Result {
@@ -209,8 +210,7 @@ fn one_match(it: &Match) -> String {
     });
     let ips = (!it.source_ips.is_empty())
         .then(|| format!("sourceIps: [{}]", joined(it.source_ips.iter().map(|ip| quoted(ip)))));
-    let keys =
-        [texts("principals", &it.principals), texts("notPrincipals", &it.not_principals), ports, ips];
+    let keys = [texts("principals", &it.principals), texts("notPrincipals", &it.not_principals), ports, ips];
     format!("{{{}}}", joined(keys.into_iter().flatten()))
 }
 

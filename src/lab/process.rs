@@ -173,13 +173,20 @@ impl Proxy {
     pub fn wait_ready(&mut self, within: Duration) -> Result<(), Error> {
         let deadline = Instant::now() + within;
         loop {
-            if self.get(15021, "/healthz/ready", Duration::from_secs(1)).is_ok_and(|reply| reply.status == 200) {
+            if self
+                .get(15021, "/healthz/ready", Duration::from_secs(1))
+                .is_ok_and(|reply| reply.status == 200)
+            {
                 return Ok(());
             }
             self.still_runs()?;
             if Instant::now() >= deadline {
                 return Err(Error::TooLate {
-                    what: format!("{} becoming ready; its last words:\n{}\nThat", self.who, self.log.last(15)),
+                    what: format!(
+                        "{} becoming ready; its last words:\n{}\nThat",
+                        self.who,
+                        self.log.last(15)
+                    ),
                     within,
                 });
             }

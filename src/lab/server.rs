@@ -152,7 +152,8 @@ fn serve(from: Counted<'_>, peer: SocketAddr, behaviour: Behaviour) -> io::Resul
                 if line.is_empty() {
                     let body = format!("peer={peer}\nsecret={secret}\n");
                     let length = body.len();
-                    let head = format!("HTTP/1.0 200 OK\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n");
+                    let head =
+                        format!("HTTP/1.0 200 OK\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n");
                     return to.write_all(format!("{head}{body}").as_bytes());
                 }
                 if let Some(value) = line.strip_prefix("x-secret: ") {

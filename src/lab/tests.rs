@@ -89,7 +89,10 @@ fn a_dropped_server_leaves_its_port_free_and_cuts_its_connections() {
     stream.read_exact(&mut [0]).unwrap();
     drop(server);
     assert_eq!(stream.read(&mut [0]).unwrap_or(0), 0);
-    assert_eq!(dial(alice.netns(), bob.at(7), SOON).unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+    assert_eq!(
+        dial(alice.netns(), bob.at(7), SOON).unwrap_err().kind(),
+        std::io::ErrorKind::ConnectionRefused
+    );
     Server::start(&bob, 7, Behaviour::Echo).unwrap();
 }
 
@@ -337,7 +340,8 @@ fn launch(dir: &Path, script: &str) -> Launch {
 fn a_process_runs_on_its_node_with_the_environment_given_and_its_words_are_kept() {
     let world = world();
     let dir = tempfile::tempdir().unwrap();
-    let script = format!("echo \"$1 $2 $NODE_NAME\"; ip -o addr show dev eth0; echo '{SAID}' >&2; sleep 60");
+    let script =
+        format!("echo \"$1 $2 $NODE_NAME\"; ip -o addr show dev eth0; echo '{SAID}' >&2; exec sleep 60");
     let mut proxy = launch(dir.path(), &script).start(world.node(Side::One)).unwrap();
     let line = proxy.access_log().wait_for(|line| line.direction == "inbound", SOON).unwrap();
     assert_eq!(line.error.as_deref(), Some("refused"));
@@ -362,7 +366,10 @@ fn a_process_that_does_not_heed_the_wish_to_end_is_killed() {
     let dir = tempfile::tempdir().unwrap();
     let script = "trap '' TERM; echo up; while :; do sleep 0.1; done";
     let mut proxy = launch(dir.path(), script).start(world.node(Side::One)).unwrap();
-    proxy.log().find(Position::START, "the program's start", SOON, |line| (line == "up").then_some(())).unwrap();
+    proxy
+        .log()
+        .find(Position::START, "the program's start", SOON, |line| (line == "up").then_some(()))
+        .unwrap();
     assert!(matches!(proxy.stop(Duration::from_millis(300)), Err(Error::TooLate { .. })));
     assert!(matches!(proxy.still_runs(), Err(Error::Ended { .. })));
 }
@@ -373,6 +380,9 @@ fn a_process_that_heeds_the_wish_to_end_says_how_it_ended() {
     let dir = tempfile::tempdir().unwrap();
     let script = "trap 'exit 7' TERM; echo up; while :; do sleep 0.05; done";
     let mut proxy = launch(dir.path(), script).start(world.node(Side::One)).unwrap();
-    proxy.log().find(Position::START, "the program's start", SOON, |line| (line == "up").then_some(())).unwrap();
+    proxy
+        .log()
+        .find(Position::START, "the program's start", SOON, |line| (line == "up").then_some(()))
+        .unwrap();
     assert_eq!(proxy.stop(SOON).unwrap().code(), Some(7));
 }

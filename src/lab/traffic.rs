@@ -61,9 +61,13 @@ pub fn http_get(netns: &Netns, to: SocketAddr, path: &str, within: Duration) -> 
 fn reply(stream: &TcpStream) -> io::Result<Reply> {
     let mut all = Vec::new();
     (&*stream).read_to_end(&mut all)?;
-    let bad = |why: &str| io::Error::new(io::ErrorKind::InvalidData, format!("{why}: {}", all.escape_ascii()));
+    let bad =
+        |why: &str| io::Error::new(io::ErrorKind::InvalidData, format!("{why}: {}", all.escape_ascii()));
     if all.is_empty() {
-        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the connection was closed without an answer"));
+        return Err(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "the connection was closed without an answer",
+        ));
     }
     let end = all.windows(4).position(|it| it == b"\r\n\r\n").ok_or_else(|| bad("no HTTP answer"))?;
     let (head, body) = (String::from_utf8_lossy(&all[..end]), &all[end + 4..]);
@@ -100,7 +104,10 @@ pub fn hear(stream: &TcpStream, secret: &str) -> io::Result<SocketAddr> {
     let mut greeting = String::new();
     lines.read_line(&mut greeting)?;
     if greeting.is_empty() {
-        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the connection was closed without a greeting"));
+        return Err(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "the connection was closed without a greeting",
+        ));
     }
     let mut sender = stream;
     sender.write_all(format!("{secret}\r\n").as_bytes())?;
@@ -111,7 +118,8 @@ pub fn hear(stream: &TcpStream, secret: &str) -> io::Result<SocketAddr> {
 
 /// Finds `peer=<address>` and `secret=<secret>` in a server's answer.
 fn seen_in(answer: &str, secret: &str) -> io::Result<SocketAddr> {
-    let bad = |why: &str| io::Error::new(io::ErrorKind::InvalidData, format!("{why}: {}", answer.escape_debug()));
+    let bad =
+        |why: &str| io::Error::new(io::ErrorKind::InvalidData, format!("{why}: {}", answer.escape_debug()));
     if !answer.lines().any(|line| line.strip_prefix("secret=") == Some(secret)) {
         return Err(bad("the secret did not come back"));
     }

@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use super::error::Error;
 use super::ip;
+use crate::capture::rules::{DnsCapture, InboundCapture, Rules, Tools};
 use crate::identity::SpiffeId;
 use crate::net::Netns;
 
@@ -187,6 +188,23 @@ impl Pod {
     /// Its network namespace.
     pub fn netns(&self) -> &Netns {
         &self.0.netns
+    }
+
+    /// Installs the rules that bring its traffic to the proxy, as a node agent does before it hands a pod over.
+    /// Without them the pod is on the wire, bare. DNS is left alone.
+    ///
+    /// # Errors
+    /// [`Error::Rules`]; nothing is installed then.
+    pub fn install_rules(&self) -> Result<(), Error> {
+        let rules = Rules {
+            ipv6: true,
+            dns: DnsCapture::Left,
+            inbound: InboundCapture::Captured,
+            virtual_interfaces: Vec::new(),
+        };
+        rules
+            .install(self.netns(), &Tools::default())
+            .map_err(|cause| Error::Rules { pod: self.full_name(), cause })
     }
 
     /// The identity the mesh gives it.
