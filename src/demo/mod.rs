@@ -80,7 +80,8 @@ enum Error {
 
 /// Runs the demo, or a command in the running one, and says how it went.
 ///
-/// Call it before any other thread is started: entering a user namespace needs a process with one thread.
+/// Call it before any other thread is started. Without root it may start the program anew, with the same
+/// arguments, to get rid of the allocator's thread.
 pub fn run(args: Args) -> ExitCode {
     let outcome = match args.command {
         Some(Sub::Exec { pod, command }) => exec::run(&pod, &command).map(|never| match never {}),
@@ -99,6 +100,7 @@ pub fn run(args: Args) -> ExitCode {
 /// Builds, shows, and takes down. True when every line was as it should be.
 fn show(keep: bool, json: bool) -> Result<bool, Error> {
     setup::tools()?;
+    setup::alone()?;
     let place = place::Place::make()?;
     setup::privilege(place.path())?;
     let interrupt = Interrupt::install(place.path())?;

@@ -86,9 +86,10 @@ impl Report {
                 .object("stage", &Built { seconds: stage.took.as_secs_f64(), nodes, pods: pods.collect() });
         }
         self.line(&format!(
-            "A mesh of two nodes, one adit process each, one certificate authority; ready in {:.1} s.\n",
+            "A mesh of two nodes, one adit process each, one certificate authority; ready in {:.1} s.",
             stage.took.as_secs_f64()
         ));
+        self.line("");
         for side in Side::BOTH {
             for pod in stage.pods().filter(|pod| pod.side() == side && pod.namespace() != "bare") {
                 let part = match pod.membership() {
@@ -101,7 +102,8 @@ impl Report {
         }
         let service = stage.service();
         let addresses: Vec<_> = service.addresses.iter().map(ToString::to_string).collect();
-        self.line(&format!("  service   {}:{SERVICE} at {}\n", service.host(), addresses.join(" and ")));
+        self.line(&format!("  service   {}:{SERVICE} at {}", service.host(), addresses.join(" and ")));
+        self.line("");
     }
 
     /// One connection.
