@@ -4,6 +4,7 @@
 //! lives longer than the call, except the descriptors it returns.
 
 mod addr;
+pub mod mailbox;
 mod netns;
 pub mod socket;
 #[expect(unsafe_code, reason = "the one file that talks to the kernel without a safe wrapper")]
@@ -13,3 +14,4 @@ mod tests;
 
 pub use addr::{ClientAddr, OriginalDst, TargetAddr, canonical};
 pub use netns::{Netns, NetnsId};
+pub use sys::lower_thread_priority;
