@@ -20,6 +20,7 @@
 //! ```
 
 pub mod admin;
+pub mod app;
 pub mod capture;
 pub mod config;
 pub mod demo;
@@ -35,3 +36,5 @@ pub mod node;
 pub mod outbound;
 pub mod policy;
 pub mod telemetry;
+pub mod version;
+pub mod worker;
