@@ -2,20 +2,21 @@
 
 use std::fs::File;
 use std::io;
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use tokio::io::Interest;
+use rustix::net::{SocketFlags, acceptfrom_with};use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::net::ClientAddr;
+use crate::net::{ClientAddr, watched};
 
 /// Pause after an accept error that is not the connection's own.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// A listener on the worker that serves it.
 pub struct Acceptor {
-    listener: AsyncFd<TcpListener>,
+    listener: AsyncFd<OwnedFd>,
     /// Given up to accept and close one connection when no descriptor is left, so that the client learns of it.
     reserve: Option<File>,
 }
@@ -34,7 +35,7 @@ pub struct Accepted {
 impl Acceptor {
     /// Registers `listener` with the calling thread's reactor.
     pub fn new(listener: TcpListener) -> io::Result<Self> {
-        Ok(Self { listener: AsyncFd::with_interest(listener, Interest::READABLE)?, reserve: reserve() })
+        Ok(Self { listener: watched(listener.into(), Interest::READABLE)?, reserve: reserve() })
     }
 
     /// The next connection. Errors that concern one connection are skipped; when descriptors run out, the oldest
@@ -43,8 +44,7 @@ impl Acceptor {
     /// Cancel: nothing is lost.
     pub async fn next(&mut self) -> Accepted {
         loop {
-            let accepted = self.listener.async_io(Interest::READABLE, TcpListener::accept).await;
-            match accepted.and_then(|(socket, addr)| socket.set_nonblocking(true).map(|()| (socket, addr))) {
+            match self.listener.async_io(Interest::READABLE, |listener| accept(listener)).await {
                 Ok((socket, addr)) => {
                     return Accepted { socket, client: ClientAddr::new(addr), at: Instant::now() };
                 }
@@ -53,7 +53,7 @@ impl Acceptor {
                     tracing::warn!(%cause, "cannot accept; raise the limit of open files if this goes on");
                     if matches!(cause.raw_os_error(), Some(nix::libc::EMFILE | nix::libc::ENFILE)) {
                         self.reserve = None;
-                        drop(self.listener.get_ref().accept());
+                        drop(accept(self.listener.get_ref()));
                         self.reserve = reserve();
                     }
                     tokio::time::sleep(PAUSE).await;
@@ -61,6 +61,15 @@ impl Acceptor {
             }
         }
     }
+}
+
+/// One call for the descriptor, its flags and its address.
+fn accept(listener: &OwnedFd) -> io::Result<(TcpStream, SocketAddr)> {
+    let (socket, addr) = acceptfrom_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
+    let addr = addr.and_then(|addr| SocketAddr::try_from(addr).ok());
+    // A connection that ended before it was accepted may have no address; accept(2) calls that ECONNABORTED.
+    let addr = addr.ok_or_else(|| io::Error::from_raw_os_error(nix::libc::ECONNABORTED))?;
+    Ok((socket.into(), addr))
 }
 
 fn reserve() -> Option<File> {

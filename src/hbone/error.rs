@@ -90,6 +90,13 @@ impl From<io::Error> for SharedIo {
     }
 }
 
+impl SharedIo {
+    /// An error of one's own with the same kind and text.
+    pub fn into_io(self) -> io::Error {
+        io::Error::new(self.0.kind(), self.0.to_string())
+    }
+}
+
 impl std::fmt::Display for SharedIo {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.0.fmt(f)

@@ -53,8 +53,11 @@ pub fn admit(
     let ticket = judged.enter(subject);
     let policies = mesh.policies(local);
     let facts = &ticket.facts().facts;
-    policies.dry_run(facts, |line| tracing::debug!(target: "adit::policy", %line, "dry run"));
-    match policies.judge(facts) {
+    let verdict = policies.explain(facts, |note| {
+        let policy = note.policy().map(tracing::field::display);
+        tracing::debug!(target: "adit::policy", policy, "{note}");
+    });
+    match verdict {
         Verdict::Allowed(allowance) => Ok(Admitted { ticket, allowance }),
         Verdict::Denied(denial) => Err(denial),
     }

@@ -6,37 +6,39 @@
 //! dialled only with an [`admit::Admitted`] in hand, and only when it has answered does the caller get its 200.
 
 pub mod admit;
-mod describe;
 mod passthrough;
 pub mod request;
 pub mod target;
 
+use std::fmt::Display;
 use std::io;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
 use crate::capture::{Accepted, Acceptor, Pod, SpoofError, connected};
-use crate::flow::early_deny;
 use crate::flow::live::Live;
-use crate::flow::outcome::Outcome;
-use crate::flow::record::Record;
-use crate::hbone::{self, Handshakes, Incoming, Placement, Secured, Server, TCP_DEADLINE, WorkerId};
+use crate::flow::relay;
+use crate::flow::{
+    Baggage, Outcome, Parties, Peer, Record, Seen, Side, Stage, Timeline, baggage_of, early_deny,
+    labels_of_service, peer_of,
+};
+use crate::hbone::{self, Ended, HandshakeError, Handshakes, Incoming, Placement, Secured, Server, TCP_DEADLINE, WorkerId};
 use crate::identity::{Store, VerifiedPeer};
 use crate::mesh::{Handle, Snapshot, Workload};
 use crate::net::ClientAddr;
 use crate::net::mailbox::Post;
 use crate::net::socket::SourceAddress;
-use crate::policy::Facts;
-use crate::telemetry::{Counter, Refusal, Reporter, Shard};
+use crate::policy::{Denial, Facts};
+use crate::telemetry::{Counter, Refusal, Reporter, Security, Shard, Text};
 use admit::{Admitted, Cut, Judged, Subject, admit};
-use describe::Described;
 use request::TunnelRequest;
-use target::target;
+use target::{NoTarget, Target, target};
 
 /// What this room needs to know of the settings.
 #[derive(Clone, Debug)]
@@ -84,8 +86,7 @@ struct Tunnel {
     peer: VerifiedPeer,
     client: ClientAddr,
     /// Our address: the pod's, port 15008.
-    local: std::net::SocketAddr,
-    secured: hbone::Stamps,
+    local: SocketAddr,
 }
 
 /// Why an application was not reached.
@@ -95,6 +96,15 @@ enum DialError {
     Source(#[from] SpoofError),
     #[error("{0}")]
     Connect(#[from] io::Error),
+}
+
+impl DialError {
+    fn into_io(self) -> io::Error {
+        match self {
+            Self::Connect(cause) => cause,
+            Self::Source(cause) => io::Error::other(cause.to_string()),
+        }
+    }
 }
 
 impl Inbound {
@@ -175,8 +185,7 @@ impl Inbound {
             Ok(secured) => secured,
             Err((kind, why)) => {
                 let local = local.map_or_else(|_| client.addr(), crate::net::canonical);
-                early_deny(Reporter::Destination, client.addr(), local, &why);
-                return self.shard.refused(kind);
+                return early_deny(&self.shard, Reporter::Destination, client, local, kind, &why);
             }
         };
         let owner = self.placement.least_loaded(self.worker);
@@ -194,16 +203,17 @@ impl Inbound {
 
     async fn secure(&self, pod: &Pod, accepted: Accepted) -> Result<Secured, (Refusal, String)> {
         let local = self.workload(pod).await.ok_or_else(|| (Refusal::UnknownWorkload, unknown(pod)))?;
-        let identity = local.identity().map_err(|cause| (Refusal::Identity, cause.to_string()))?;
+        let identity = local.identity().map_err(|cause| (Refusal::UnknownWorkload, cause.to_string()))?;
         let credentials = self
             .store
             .credentials(identity)
             .await
-            .map_err(|cause| (Refusal::Identity, format!("identity error: {cause}")))?;
-        self.handshakes
-            .accept(accepted.socket, credentials.server_config())
-            .await
-            .map_err(|cause| (Refusal::Handshake, format!("tls handshake error: {cause}")))
+            .map_err(|cause| (Refusal::UnknownWorkload, format!("identity error: {cause}")))?;
+        self.handshakes.accept(accepted.socket, credentials.server_config()).await.map_err(|cause| match cause {
+            HandshakeError::Busy(_) => (Refusal::OverBudget, cause.to_string()),
+            HandshakeError::Draining => (Refusal::Draining, cause.to_string()),
+            cause => (Refusal::TlsHandshake, format!("tls handshake error: {cause}")),
+        })
     }
 
     /// One tunnel, on the worker that owns it.
@@ -215,7 +225,6 @@ impl Inbound {
             peer: secured.peer.clone(),
             client: ClientAddr::new(secured.remote),
             local: secured.local,
-            secured: secured.stamps,
         });
         let (drain, draining) = oneshot::channel::<()>();
         let control = async {
@@ -246,14 +255,13 @@ impl Inbound {
     /// One CONNECT, from its head to its end.
     async fn stream(self: Rc<Self>, tunnel: Rc<Tunnel>, incoming: Incoming) {
         let at = Instant::now();
-        let deny = |incoming: Incoming, status: StatusCode, kind, why: &str| {
+        let deny = |incoming: Incoming, status: StatusCode, kind, why: &dyn Display| {
             incoming.refuse(status);
-            early_deny(Reporter::Destination, tunnel.client.addr(), tunnel.local, why);
-            self.shard.refused(kind);
+            early_deny(&self.shard, Reporter::Destination, tunnel.client, tunnel.local, kind, why);
         };
         let request = match TunnelRequest::parse(incoming.head()) {
             Ok(request) => request,
-            Err(bad) => return deny(incoming, StatusCode::BAD_REQUEST, Refusal::BadRequest, &bad.to_string()),
+            Err(bad) => return deny(incoming, StatusCode::BAD_REQUEST, Refusal::BadRequest, &bad),
         };
         let Some(local) = self.workload(&tunnel.pod).await else {
             let why = unknown(&tunnel.pod);
@@ -262,25 +270,27 @@ impl Inbound {
         let found = target(&request.authority, tunnel.local.ip(), &local, &self.mesh.load());
         let found = match found {
             Ok(found) => found,
-            Err(none) => return deny(incoming, none.status(), Refusal::NoTarget, &none.to_string()),
+            Err(none) => return deny(incoming, none.status(), refusal(&none), &none),
         };
-        let described = self.describe_tunnel(&tunnel, &request, &found, &local, incoming.head().headers());
-        let mut record = self.open(described, at);
-        record.stamp_tunnel(tunnel.secured);
+        let parties = self.parties(&tunnel, &request, &found, &local, incoming.head().headers());
+        let mut timeline = Timeline::new(at);
+        timeline.stamp(Stage::Resolved, Instant::now());
+        let record = Record::open(&self.shard, timeline, parties);
 
         let facts =
             Facts { source: Some(tunnel.peer.identity().clone()), client: tunnel.client, target: found.addr };
         let subject = Subject { pod: tunnel.pod.clone(), facts, asked: request.service.clone() };
-        let admitted = match self.admit(subject, &local, &mut record) {
+        let admitted = match self.admit(subject, &local, &record) {
             Ok(admitted) => admitted,
             Err(denied) => {
                 // Not 403: L7 proxies in front of us tell the two apart.
                 incoming.refuse(StatusCode::UNAUTHORIZED);
-                return record.close(denied);
+                record.close(&denied);
+                return;
             }
         };
-        let outcome = self.connect_and_carry(&admitted, incoming, &local, &mut record).await;
-        record.close(outcome);
+        let outcome = self.connect_and_carry(&admitted, incoming, &local, &record).await;
+        record.close(&outcome);
     }
 
     async fn connect_and_carry(
@@ -288,7 +298,7 @@ impl Inbound {
         admitted: &Admitted,
         mut incoming: Incoming,
         local: &Workload,
-        record: &mut Record,
+        record: &Record,
     ) -> Outcome {
         let _carried = self.placement.carry(self.worker);
         let app = tokio::select! {
@@ -297,25 +307,32 @@ impl Inbound {
                 incoming.refuse(StatusCode::UNAUTHORIZED);
                 return cut_short(cut);
             }
-            () = incoming.cancelled() => return Outcome::ResetByClient,
+            () = incoming.cancelled() => return Outcome::Reset { by: Side::Client, seen: Seen::Stream(CANCEL) },
         };
         let app = match app {
             Ok(app) => app,
             Err(cause) => {
                 incoming.refuse(StatusCode::SERVICE_UNAVAILABLE);
-                return Outcome::AppUnreachable(cause.to_string());
+                return Outcome::ConnectFailed(cause.into_io());
             }
         };
-        record.stamp(crate::flow::record::Stamp::Connect);
+        record.stamp(Stage::Connect);
         let baggage = (self.config.baggage)
-            .then(|| describe::baggage(local, &self.config.cluster))
+            .then(|| baggage_of(local, &self.config.cluster))
+            .flatten()
             .and_then(|text| HeaderValue::from_str(&text).ok());
         let opened = match incoming.accept(baggage) {
             Ok(opened) => opened,
             Err(cause) => return Outcome::TunnelLost(cause.to_string()),
         };
+        let meter = Counting(record);
         tokio::select! {
-            ended = opened.carry(app, &describe::TowardsPod(record)) => describe::ended(ended),
+            ended = opened.carry(app, &meter) => match ended {
+                Ended::Complete => Outcome::Complete,
+                Ended::AppReset(_) => Outcome::Reset { by: Side::Server, seen: Seen::Socket },
+                Ended::PeerReset(code) => Outcome::Reset { by: Side::Client, seen: Seen::Stream(code.into()) },
+                Ended::TunnelLost(cause) => Outcome::TunnelLost(cause),
+            },
             cut = admitted.revoked() => cut_short(cut),
         }
     }
@@ -329,18 +346,58 @@ impl Inbound {
         Ok(connected(dialled.socket, TCP_DEADLINE).await?)
     }
 
-    fn admit(&self, subject: Subject, local: &Workload, record: &mut Record) -> Result<Admitted, Outcome> {
+    fn admit(&self, subject: Subject, local: &Workload, record: &Record) -> Result<Admitted, Outcome> {
         match admit(&self.judged, subject, local, &self.mesh.load()) {
             Ok(admitted) => {
-                record.allowed_by(admitted.by());
+                if let Some(policy) = admitted.by() {
+                    record.allowed_by(policy.to_string().into());
+                }
                 Ok(admitted)
             }
-            Err(denial) => Err(Outcome::Denied(denial)),
+            Err(denial) => {
+                Err(Outcome::Denied { reason: denial.to_string(), policy: denied_by(&denial) })
+            }
         }
     }
 
-    fn open(&self, described: Described, at: Instant) -> Record {
-        Record::open(&self.shard, described.0, at)
+    /// Who talks to whom on a tunnel's stream.
+    fn parties(
+        &self,
+        tunnel: &Tunnel,
+        request: &TunnelRequest,
+        found: &Target,
+        local: &Workload,
+        headers: &HeaderMap,
+    ) -> Parties {
+        let mesh = self.mesh.load();
+        let identity = tunnel.peer.identity();
+        // Behind a gateway the address is the gateway's and says nothing about the source.
+        let through_gateway =
+            request.from_network.as_deref().is_some_and(|of| !of.eq_ignore_ascii_case(&self.config.network));
+        let known = (!through_gateway)
+            .then(|| mesh.workload_at(&self.config.network, tunnel.client.ip()))
+            .flatten();
+        let source = match known {
+            Some(workload) => Peer { identity: Some(identity.clone()), ..peer_of(workload) },
+            None => {
+                let fields = headers.get_all("baggage").iter().map(HeaderValue::as_bytes);
+                let baggage = (self.config.baggage).then(|| Baggage::decode(fields).ok().flatten()).flatten();
+                Peer::source_from_baggage(&baggage.unwrap_or_default(), Some(identity.clone()))
+            }
+        };
+        let service = found.service.as_ref().or_else(|| {
+            mesh.guess_service(local, request.service.as_deref(), found.addr.port())
+        });
+        Parties {
+            reporter: Reporter::Destination,
+            client: tunnel.client,
+            source,
+            destination: peer_of(local),
+            dst_addr: tunnel.local,
+            hbone_addr: Some(request.authority.to_string().into()),
+            service: service.map(|service| labels_of_service(service)),
+            security: Security::MutualTls,
+        }
     }
 
     /// The pod's workload, waiting for the control plane to name it.
@@ -357,9 +414,53 @@ fn unknown(pod: &Pod) -> String {
     format!("failed to fetch information about local workload: {sa}.{ns} ({name})")
 }
 
+/// RST_STREAM code of a peer that no longer wants its stream (RFC 9113 §7).
+const CANCEL: u32 = 8;
+
+fn refusal(none: &NoTarget) -> Refusal {
+    match none {
+        NoTarget::Mismatch { .. } => Refusal::BadRequest,
+        NoTarget::Recursive => Refusal::RecursiveCall,
+        NoTarget::UnknownHost(_) | NoTarget::NoPort(..) | NoTarget::ApplicationTunnel(_) => {
+            Refusal::UnknownDestination
+        }
+    }
+}
+
+/// The policy behind a denial, if one is.
+fn denied_by(denial: &Denial) -> Option<Text> {
+    match denial {
+        Denial::Explicit(key) | Denial::Missing(key) | Denial::MissingStrict(key) => Some(key.to_string().into()),
+        Denial::NoneAllowed => None,
+    }
+}
+
+/// The application is the server here.
+struct Counting<'a>(&'a Record);
+
+impl hbone::Meter for Counting<'_> {
+    fn from_app(&self, bytes: usize) {
+        self.0.sent(bytes as u64);
+    }
+
+    fn to_app(&self, bytes: usize) {
+        self.0.received(bytes as u64);
+    }
+}
+
+impl relay::Meter for Counting<'_> {
+    fn to_upstream(&self, bytes: usize) {
+        self.0.received(bytes as u64);
+    }
+
+    fn to_downstream(&self, bytes: usize) {
+        self.0.sent(bytes as u64);
+    }
+}
+
 fn cut_short(cut: Cut) -> Outcome {
     match cut {
-        Cut::Policy(denial) => Outcome::Revoked(denial),
+        Cut::Policy(denial) => Outcome::PolicyChanged { policy: denied_by(&denial) },
         Cut::Drained => Outcome::Drained,
     }
 }

@@ -28,4 +28,5 @@ pub(crate) use snapshot::target_port;
 pub use snapshot::{Found, Snapshot, Viewer};
 pub use workload::{
     ApplicationTunnel, Health, Locality, NetworkMode, Protocol, TunnelProtocol, Workload, WorkloadFields,
+    WorkloadType,
 };

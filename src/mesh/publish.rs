@@ -1,6 +1,7 @@
 //! How a new snapshot reaches everybody: one pointer swap, then word of it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
 use tokio::sync::watch;
@@ -51,6 +52,28 @@ impl Handle {
     /// The current snapshot to keep: across an await, or longer.
     pub fn current(&self) -> Arc<Snapshot> {
         self.current.load_full()
+    }
+
+    /// What `find` finds in the current snapshot or, within `patience`, in a later one.
+    pub async fn wait_for<T>(&self, patience: Duration, find: impl Fn(&Snapshot) -> Option<T>) -> Option<T> {
+        if let Some(found) = find(&self.load()) {
+            return Some(found);
+        }
+        let search = async {
+            let mut changes = self.version.clone();
+            loop {
+                // Marked before the look, so that a change right after it is not missed.
+                changes.mark_unchanged();
+                if let Some(found) = find(&self.load()) {
+                    return found;
+                }
+                if changes.changed().await.is_err() {
+                    // Nobody publishes any more: there is nothing to wait for but the deadline.
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        tokio::time::timeout(patience, search).await.ok()
     }
 
     /// Tells of every later change. Changes that come faster than they are looked at are told once; the channel

@@ -1,6 +1,6 @@
 //! The kernel as typed functions: addresses with roles, socket options, network namespaces.
 //!
-//! Knows nothing of meshes or proxies. One file, [`sys`], holds all unsafe code of the crate. Nothing here
+//! Knows nothing of meshes or proxies. One file, `sys.rs`, holds all unsafe code of the crate. Nothing here
 //! lives longer than the call, except the descriptors it returns.
 
 mod addr;
@@ -14,4 +14,4 @@ mod tests;
 
 pub use addr::{ClientAddr, OriginalDst, TargetAddr, canonical};
 pub use netns::{Netns, NetnsId};
-pub use sys::lower_thread_priority;
+pub use sys::{lower_thread_priority, watched};

@@ -12,6 +12,7 @@ use rustix::net::{
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use crate::net::watched;
 use super::error::Violation;
 
 /// Longest packet either side reads, in bytes.
@@ -61,7 +62,7 @@ impl Connection {
 
     /// Over a connected, non-blocking SEQPACKET socket. Needs a runtime with I/O.
     pub(super) fn over(socket: OwnedFd) -> io::Result<Self> {
-        Ok(Self(AsyncFd::with_interest(socket, Interest::READABLE | Interest::WRITABLE)?))
+        Ok(Self(watched(socket, Interest::READABLE | Interest::WRITABLE)?))
     }
 
     /// Sends one packet, whole or not at all.

@@ -6,11 +6,11 @@
 
 pub mod balance;
 mod carry;
-mod describe;
 pub mod route;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::net::TcpStream;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -55,6 +55,7 @@ pub struct Outbound {
     shard: Shard,
     live: Live<Subject, ()>,
     pools: RefCell<HashMap<Arc<str>, Rc<Pool>>>,
+    chance: RefCell<Chance>,
 }
 
 /// One live connection, for operators and for the end of its pod.
@@ -101,6 +102,7 @@ impl Outbound {
             shard,
             live: Live::default(),
             pools: RefCell::default(),
+            chance: RefCell::default(),
         })
     }
 
@@ -137,12 +139,12 @@ impl Outbound {
         let Some(source) = self.workload(&pod).await else {
             let (sa, ns, name) = (&pod.service_account, &pod.namespace, &pod.name);
             let why = format!("failed to fetch information about local workload: {sa}.{ns} ({name})");
-            return self.refuse(accepted.socket, client, original, Refusal::UnknownWorkload, &why);
+            return self.refuse(&accepted.socket, client, original, Refusal::UnknownWorkload, &why);
         };
         let decided = self.decide(&source, client, original, &[]);
         let route = match decided {
             Ok(route) => route,
-            Err(why) => return self.refuse(accepted.socket, client, original, why.refusal(), &why.to_string()),
+            Err(why) => return self.refuse(&accepted.socket, client, original, refusal(&why), &why),
         };
         let owner = match self.key(&source, client, &route) {
             Some(key) => self.placement.place(&key, self.worker),
@@ -176,18 +178,16 @@ impl Outbound {
         let direct = original.port() == OUTBOUND_PORT
             && socket.local_addr().is_ok_and(|local| canonical(local) == original.addr());
         if direct || (original.ip().is_loopback() && is_own_port(original.port())) {
-            early_deny(Reporter::Source, client.addr(), original.addr(), &NoRoute::RecursiveCall.to_string());
-            self.shard.refused(NoRoute::RecursiveCall.refusal());
-            reset_on_close(socket);
+            self.refuse(socket, client, original, Refusal::RecursiveCall, &NoRoute::RecursiveCall);
             return None;
         }
         Some(original)
     }
 
-    fn refuse(&self, socket: TcpStream, client: ClientAddr, dst: OriginalDst, kind: Refusal, why: &str) {
-        early_deny(Reporter::Source, client.addr(), dst.addr(), why);
-        self.shard.refused(kind);
-        reset_on_close(&socket);
+    /// Refuses a connection that has no record yet: the application sees a reset.
+    fn refuse(&self, socket: &TcpStream, client: ClientAddr, dst: OriginalDst, kind: Refusal, why: &dyn Display) {
+        early_deny(&self.shard, Reporter::Source, client, dst.addr(), kind, why);
+        reset_on_close(socket);
     }
 
     /// The pod's workload, waiting for the control plane to name it.
@@ -206,7 +206,7 @@ impl Outbound {
         tried: &[Arc<str>],
     ) -> Result<Route, NoRoute> {
         let from = Source { workload: source, client: client.ip() };
-        route(&from, original, &self.config.network, &self.mesh.load(), &mut Chance, tried)
+        route(&from, original, &self.config.network, &self.mesh.load(), &mut *self.chance.borrow_mut(), tried)
     }
 
     /// The key of the tunnel that `route` needs.
@@ -227,5 +227,21 @@ impl Outbound {
             .entry(pod.uid.clone())
             .or_insert_with(|| Pool::start(self.worker, self.config.hbone.clone(), self.placement.clone()));
         pool.clone()
+    }
+}
+
+/// The counter of connections refused before they had a record.
+fn refusal(why: &NoRoute) -> Refusal {
+    match why {
+        NoRoute::RecursiveCall => Refusal::RecursiveCall,
+        NoRoute::NoHealthyUpstream { .. } => Refusal::NoHealthyUpstream,
+        NoRoute::UnknownWaypoint { .. }
+        | NoRoute::UnknownGateway { .. }
+        | NoRoute::WaypointUnsupported { .. }
+        | NoRoute::GatewayUnsupported { .. } => Refusal::UnknownWaypoint,
+        NoRoute::NoService { .. }
+        | NoRoute::NoAddress { .. }
+        | NoRoute::HostnameUnsupported { .. }
+        | NoRoute::InvalidIdentity { .. } => Refusal::UnknownDestination,
     }
 }
