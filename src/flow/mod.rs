@@ -1,1 +1,16 @@
 //! What both directions share about one connection: its record, its outcome, plaintext relaying.
+//!
+//! Opened by `outbound` or `inbound` once per connection, on the worker that owns it. A [`Record`] takes plain facts
+//! ([`Parties`]) and knows no workload, no tunnel and no policy; what they have to say at the end is an [`Outcome`].
+
+mod baggage;
+mod outcome;
+mod record;
+#[cfg(test)]
+mod tests;
+mod timeline;
+
+pub use baggage::{Baggage, BaggageError, WorkloadKind};
+pub use outcome::{Direction, Outcome, Seen, Side};
+pub use record::{Parties, Peer, Record, early_deny};
+pub use timeline::{Stage, Timeline};
