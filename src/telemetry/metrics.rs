@@ -82,7 +82,12 @@ impl Registry {
     ///
     /// # Panics
     /// If the name is already a gauge, which is a mistake in the code and not in any input.
-    pub fn counter(&self, name: &'static str, help: &'static str, labels: &[(&'static str, &str)]) -> Counter {
+    pub fn counter(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        labels: &[(&'static str, &str)],
+    ) -> Counter {
         let name = name.strip_suffix("_total").unwrap_or(name);
         Counter(self.0.cell(Kind::Counter, name, help, labels))
     }

@@ -17,7 +17,8 @@ mod tests;
 
 pub use families::{Proxies, certificate_requests, log_lines_dropped, source_address_replaced};
 pub use labels::{
-    Fault, Refusal, Reporter, ResponseFlag, Security, ServiceLabels, Shared, Text, TrafficLabels, WorkloadLabels,
+    Fault, Refusal, Reporter, ResponseFlag, Security, ServiceLabels, Shared, Text, TrafficLabels,
+    WorkloadLabels,
 };
 pub use logging::{BadDirective, Format, Levels, Logs, StartError, install, subscriber};
 pub use metrics::{Counter, Gauge, Held, Registry};

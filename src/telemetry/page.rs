@@ -65,10 +65,16 @@ fn traffic(page: &mut Page, shards: &[Arc<ShardCells>]) {
             }
         }
     };
-    let some = |value: u64| (value > 0).then_some(value);
+    fn some(value: u64) -> Option<u64> {
+        (value > 0).then_some(value)
+    }
     // Bytes are counted from the opening on, so a set that opened has them even while they are zero.
-    counter("istio_tcp_connections_opened", "The total number of TCP connections opened", |set| some(set.opened));
-    counter("istio_tcp_connections_closed", "The total number of TCP connections closed", |set| some(set.closed));
+    counter("istio_tcp_connections_opened", "The total number of TCP connections opened", |set| {
+        some(set.opened)
+    });
+    counter("istio_tcp_connections_closed", "The total number of TCP connections closed", |set| {
+        some(set.closed)
+    });
     counter(
         "istio_tcp_received_bytes",
         "The size of total bytes received during request in case of a TCP connection",
@@ -118,8 +124,10 @@ fn closed_sets(page: &mut Page, shards: &[Arc<ShardCells>]) {
         }
     }
 
-    let help = "The total number of connections counted under unknown labels, as there are too many sets (unstable)";
-    page.family(Kind::Counter, "adit_label_sets_folded", help, Stop::Added).sample("", sum(&|shard| &shard.folded));
+    let help =
+        "The total number of connections counted under unknown labels, as there are too many sets (unstable)";
+    page.family(Kind::Counter, "adit_label_sets_folded", help, Stop::Added)
+        .sample("", sum(&|shard| &shard.folded));
 }
 
 fn build(page: &mut Page, tag: &str) {
@@ -133,8 +141,10 @@ fn handles(page: &mut Page, registry: &Inner) {
     let families = lock(&registry.families).clone();
     for known in &families {
         let mut family = page.family(known.kind, known.name, known.help, Stop::Added);
-        family.unit =
-            [("_bytes", "bytes"), ("_seconds", "seconds")].into_iter().find(|(end, _)| known.name.ends_with(end)).map(|(_, unit)| unit);
+        family.unit = [("_bytes", "bytes"), ("_seconds", "seconds")]
+            .into_iter()
+            .find(|(end, _)| known.name.ends_with(end))
+            .map(|(_, unit)| unit);
         for sample in &known.samples {
             let mut set = String::new();
             for (name, value) in &sample.labels {
@@ -166,14 +176,23 @@ fn process(page: &mut Page) {
 /// The data workers: one single-threaded runtime each, shown as the workers of one.
 fn runtimes(page: &mut Page, registry: &Inner) {
     let metrics: Vec<_> = lock(&registry.runtimes).iter().map(|handle| handle.metrics()).collect();
-    let mut gauge = |name, help, value: usize| page.family(Kind::Gauge, name, help, Stop::Bare).sample("", value);
-    gauge("tokio_num_workers", "Number of worker threads of the data path", metrics.iter().map(|m| m.num_workers()).sum());
+    let mut gauge =
+        |name, help, value: usize| page.family(Kind::Gauge, name, help, Stop::Bare).sample("", value);
+    gauge(
+        "tokio_num_workers",
+        "Number of worker threads of the data path",
+        metrics.iter().map(|m| m.num_workers()).sum(),
+    );
     gauge(
         "tokio_global_queue_depth",
         "Number of tasks scheduled from outside their runtime and not yet taken",
         metrics.iter().map(|m| m.global_queue_depth()).sum(),
     );
-    gauge("tokio_num_alive_tasks", "Number of tasks alive", metrics.iter().map(|m| m.num_alive_tasks()).sum());
+    gauge(
+        "tokio_num_alive_tasks",
+        "Number of tasks alive",
+        metrics.iter().map(|m| m.num_alive_tasks()).sum(),
+    );
 
     // A runtime of one thread has the one worker 0.
     let each = || metrics.iter().enumerate().map(|(n, m)| (labels("worker", &n.to_string()), m));

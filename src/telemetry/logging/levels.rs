@@ -7,7 +7,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use tracing::Metadata;
 use tracing::level_filters::LevelFilter;
-use tracing::callsite::rebuild_interest_cache;
+use tracing_core::callsite::rebuild_interest_cache;
 
 /// What precedes the module paths of this crate's own lines, and is not shown.
 const OWN: &str = concat!(env!("CARGO_PKG_NAME"), "::");
@@ -138,7 +138,9 @@ impl FromStr for Directive {
         match split.map(|(target, level)| (target.trim(), level.trim())) {
             None => Ok(Self { target: None, level: level(text)? }),
             // `a::b` is a path without a level, and a target has none of these.
-            Some((target, _)) if target.is_empty() || target.ends_with(':') || target.contains(['=', ' ', '[']) => {
+            Some((target, _))
+                if target.is_empty() || target.ends_with(':') || target.contains(['=', ' ', '[']) =>
+            {
                 Err(bad())
             }
             // An empty level would parse as one.

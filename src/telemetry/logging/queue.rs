@@ -50,7 +50,9 @@ impl Queue {
         // The queue may be full; there is no `send` with a deadline, hence asking again.
         loop {
             match self.lines.try_send(request) {
-                Ok(()) => return written.recv_timeout(deadline.saturating_duration_since(Instant::now())).is_ok(),
+                Ok(()) => {
+                    return written.recv_timeout(deadline.saturating_duration_since(Instant::now())).is_ok();
+                }
                 Err(TrySendError::Full(again)) if Instant::now() < deadline => request = again,
                 Err(_) => return false,
             }
