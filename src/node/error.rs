@@ -10,7 +10,9 @@ use std::time::Duration;
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// A listener could not be made inside the pod.
-    #[error("cannot listen inside the pod; does something else use ports 15001, 15006, 15008 or 15053 there?")]
+    #[error(
+        "cannot listen inside the pod; does something else use ports 15001, 15006, 15008 or 15053 there?"
+    )]
     Listen(#[source] io::Error),
     /// Whoever should serve the pod cannot take it now; the text says why.
     #[error("{0}")]
@@ -43,7 +45,9 @@ pub(super) enum Refusal {
 pub(super) enum Violation {
     #[error("failure to read message: longer than {} bytes", super::socket::PACKET)]
     Truncated,
-    #[error("failure to read message: not all of its descriptors could be received; is the limit on open files reached?")]
+    #[error(
+        "failure to read message: not all of its descriptors could be received; is the limit on open files reached?"
+    )]
     ControlTruncated,
     #[error("failure to read message: not a WorkloadRequest")]
     Undecodable(#[source] prost::DecodeError),

@@ -79,7 +79,10 @@ impl<'a, P: Pods, R: Fn(bool)> Node<'a, P, R> {
                 Ended::Closed => info!("the node agent closed the session; pods run on"),
                 Ended::Violated(_) => {
                     Metrics::count(&self.metrics.protocol_errors);
-                    warn!(error = chain(&ended), "the session with the node agent is dropped and opened anew");
+                    warn!(
+                        error = chain(&ended),
+                        "the session with the node agent is dropped and opened anew"
+                    );
                 }
                 Ended::Unreachable(_) | Ended::Broken(_) | Ended::Late(_) => warn!(
                     socket = %self.config.socket.display(),
@@ -308,10 +311,7 @@ async fn cut<P: Pods>(pods: &P, timing: Timing, uid: &str) {
 }
 
 /// `send`, or `TimedOut` after `limit`.
-async fn in_time(
-    limit: std::time::Duration,
-    send: impl Future<Output = io::Result<()>>,
-) -> io::Result<()> {
+async fn in_time(limit: std::time::Duration, send: impl Future<Output = io::Result<()>>) -> io::Result<()> {
     timeout(limit, send).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 

@@ -10,9 +10,8 @@ use rustix::net::{
     SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg, send, socket_with,
 };
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use tokio::net::UnixDatagram;
 
-use crate::net::watched;
 use super::error::Violation;
 
 /// Longest packet either side reads, in bytes.
@@ -40,8 +39,11 @@ pub(super) enum Received {
 }
 
 /// A connection to the agent.
+///
+/// The runtime's datagram type only lends its registration: SEQPACKET has no type of its own there, and all
+/// reads and writes are ours.
 #[derive(Debug)]
-pub(super) struct Connection(AsyncFd<OwnedFd>);
+pub(super) struct Connection(UnixDatagram);
 
 impl Connection {
     /// Connects without waiting.
@@ -62,17 +64,15 @@ impl Connection {
 
     /// Over a connected, non-blocking SEQPACKET socket. Needs a runtime with I/O.
     pub(super) fn over(socket: OwnedFd) -> io::Result<Self> {
-        Ok(Self(watched(socket, Interest::READABLE | Interest::WRITABLE)?))
+        Ok(Self(UnixDatagram::from_std(socket.into())?))
     }
 
     /// Sends one packet, whole or not at all.
     ///
     /// Cancel: nothing has been sent.
     pub(super) async fn send(&self, packet: &[u8]) -> io::Result<()> {
-        let sent = self
-            .0
-            .async_io(Interest::WRITABLE, |socket| Ok(send(socket, packet, SendFlags::NOSIGNAL)?))
-            .await?;
+        let sent =
+            self.0.async_io(Interest::WRITABLE, || Ok(send(&self.0, packet, SendFlags::NOSIGNAL)?)).await?;
         if sent == packet.len() {
             return Ok(());
         }
@@ -83,16 +83,15 @@ impl Connection {
     ///
     /// Cancel: nothing has been received.
     pub(super) async fn receive(&self) -> io::Result<Received> {
-        self.0.async_io(Interest::READABLE, receive).await
+        self.0.async_io(Interest::READABLE, || receive(&self.0)).await
     }
 }
 
-fn receive(socket: &OwnedFd) -> io::Result<Received> {
+fn receive(socket: &UnixDatagram) -> io::Result<Received> {
     let mut bytes = [0; PACKET];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let message =
-        recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let message = recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
     // Owned from here on, before anything else is looked at: every way out closes them.
     let mut descriptors = Vec::new();
     for part in control.drain() {

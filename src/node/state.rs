@@ -75,10 +75,21 @@ pub(super) struct Cut {
 /// | Waiting  | Del, unnamed at its end  | absent   |                                             |
 #[derive(Debug)]
 enum Pod {
-    Starting { info: PodInfo, netns: Arc<Netns>, failures: u32 },
+    Starting {
+        info: PodInfo,
+        netns: Arc<Netns>,
+        failures: u32,
+    },
     /// Holding the namespace keeps its inode from naming another one.
-    Active { netns: Arc<Netns> },
-    Waiting { info: PodInfo, netns: Arc<Netns>, failures: u32, retry_at: Instant },
+    Active {
+        netns: Arc<Netns>,
+    },
+    Waiting {
+        info: PodInfo,
+        netns: Arc<Netns>,
+        failures: u32,
+        retry_at: Instant,
+    },
 }
 
 /// Where the session stands.
