@@ -23,7 +23,7 @@ pub mod admin;
 pub mod app;
 pub mod capture;
 pub mod config;
-pub mod demo;
+
 pub mod discovery;
 pub mod flow;
 pub mod hbone;

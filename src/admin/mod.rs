@@ -5,6 +5,7 @@
 //! time, so that a readiness probe never waits for a dump.
 
 mod console;
+mod dump;
 mod query;
 mod ready;
 mod server;
@@ -13,6 +14,7 @@ mod stats;
 mod tests;
 
 pub use console::{Console, console};
+pub use dump::dump;
 pub use ready::readiness;
 pub use server::{BindError, bind};
 pub use stats::stats;

@@ -32,6 +32,8 @@ pub struct Config {
     pub mesh: MeshSource,
     /// Who issues certificates.
     pub authority: Authority,
+    /// Trust domain that the embedded authority issues for (`TRUST_DOMAIN`).
+    pub trust_domain: String,
     /// Requested lifetime of certificates (`SECRET_TTL`).
     pub certificate_ttl: Duration,
     /// Only the hybrid post-quantum key exchange (`COMPLIANCE_POLICY=pqc`).
@@ -96,6 +98,7 @@ pub const KNOWN: &[&str] = &[
     "LOCAL_XDS",
     "ADIT_CA",
     "ADIT_CA_DIR",
+    "TRUST_DOMAIN",
     "SECRET_TTL",
     "COMPLIANCE_POLICY",
     "TLS12_ENABLED",
@@ -147,6 +150,7 @@ pub fn load(source: &impl Source) -> Result<Config, Complaints> {
 
     let mesh = mesh(&mut env);
     let authority = authority(&mut env);
+    let trust_domain = env.or("TRUST_DOMAIN", read::text, "cluster.local".into());
     let certificate_ttl = env.or("SECRET_TTL", at_least(Duration::from_secs(60)), Duration::from_secs(86_400));
     let pqc_only = env.or("COMPLIANCE_POLICY", |text| Ok(text == "pqc"), false);
     let tls12 = env.or("TLS12_ENABLED", |text| Ok(text == "true"), false);
@@ -192,6 +196,7 @@ pub fn load(source: &impl Source) -> Result<Config, Complaints> {
             istio_version,
             mesh,
             authority,
+            trust_domain,
             certificate_ttl,
             pqc_only,
             tls12,

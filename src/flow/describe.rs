@@ -2,7 +2,7 @@
 
 use super::baggage::{Baggage, WorkloadKind};
 use super::record::Peer;
-use crate::mesh::{Service, Workload, WorkloadType};
+use crate::mesh::{Service, Workload};
 use crate::telemetry::{ServiceLabels, Shared, Text, WorkloadLabels};
 
 fn text(value: &std::sync::Arc<str>) -> Option<Text> {
@@ -37,11 +37,11 @@ pub fn labels_of_service(service: &Service) -> Shared<ServiceLabels> {
 
 /// A workload as its peers are told of it; `cluster` is this proxy's own, for workloads that name none.
 pub fn baggage_of(workload: &Workload, cluster: &str) -> Option<String> {
-    let kind = match workload.workload_type {
-        WorkloadType::Deployment => WorkloadKind::Deployment,
-        WorkloadType::CronJob => WorkloadKind::CronJob,
-        WorkloadType::Pod => WorkloadKind::Pod,
-        WorkloadType::Job => WorkloadKind::Job,
+    let kind = match &*workload.workload_type {
+        "deployment" => WorkloadKind::Deployment,
+        "cronjob" => WorkloadKind::CronJob,
+        "job" => WorkloadKind::Job,
+        _ => WorkloadKind::Pod,
     };
     let baggage = Baggage {
         cluster: text(&workload.cluster_id).or_else(|| Some(cluster.into())),

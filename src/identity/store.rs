@@ -110,6 +110,13 @@ pub struct Wanted {
     keeper: mpsc::UnboundedSender<Message>,
 }
 
+impl Wanted {
+    /// Whose certificate is claimed.
+    pub fn identity(&self) -> &SpiffeId {
+        &self.identity
+    }
+}
+
 impl fmt::Debug for Wanted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Wanted({})", self.identity)

@@ -28,5 +28,4 @@ pub(crate) use snapshot::target_port;
 pub use snapshot::{Found, Snapshot, Viewer};
 pub use workload::{
     ApplicationTunnel, Health, Locality, NetworkMode, Protocol, TunnelProtocol, Workload, WorkloadFields,
-    WorkloadType,
 };
