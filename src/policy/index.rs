@@ -15,74 +15,6 @@ use super::condition::SCAN_UP_TO;
 use super::facts::{Given, account_path};
 use super::rules::{Match, Rule, ServiceAccountMatch, StringMatch};
 
-/// One definite demand.
-pub(super) enum Demand {
-    Principal(Arc<str>),
-    Account(Arc<str>),
-    /// Host bits are zero.
-    Source(IpNet),
-    Namespace(Arc<str>),
-    Port(u16),
-}
-
-/// What at least one of must be true for an alternative to hold; `None` if no such list can be given. An empty
-/// list belongs to an alternative that never holds.
-pub(super) type Demands = Option<Vec<Demand>>;
-
-/// What `of` demands, by the field that fewest connections satisfy.
-pub(super) fn of_match(of: &Match) -> Demands {
-    if *of == Match::default() {
-        return Some(Vec::new());
-    }
-    let principals = || exact(&of.principals, Demand::Principal);
-    let accounts = || {
-        let path = |account: &ServiceAccountMatch| {
-            Demand::Account(account_path(&account.namespace, &account.service_account).into())
-        };
-        any(of.service_accounts.iter().map(path))
-    };
-    let sources = || any(of.source_ips.iter().map(|net| Demand::Source(net.trunc())));
-    let namespaces = || exact(&of.namespaces, Demand::Namespace);
-    let ports = || any(of.destination_ports.iter().copied().map(Demand::Port));
-    principals().or_else(accounts).or_else(sources).or_else(namespaces).or_else(ports)
-}
-
-/// What `of` demands: every clause must hold, so the most selective one speaks for the rule.
-pub(super) fn of_rule(of: &Rule) -> Demands {
-    let clauses = of.clauses.iter().filter(|clause| !clause.matches.is_empty());
-    let demands = clauses.filter_map(|clause| {
-        let each: Option<Vec<_>> = clause.matches.iter().map(of_match).collect();
-        each.map(|each| each.into_iter().flatten().collect::<Vec<_>>())
-    });
-    // A clause is as selective as its least selective demand; one that never holds has none and comes first.
-    demands.min_by_key(|demands| demands.iter().map(rank).max())
-}
-
-/// Smaller is satisfied by fewer connections.
-fn rank(demand: &Demand) -> u8 {
-    match demand {
-        Demand::Principal(_) => 0,
-        Demand::Account(_) => 1,
-        Demand::Source(_) => 2,
-        Demand::Namespace(_) => 3,
-        Demand::Port(_) => 4,
-    }
-}
-
-fn any(demands: impl Iterator<Item = Demand>) -> Demands {
-    let demands: Vec<_> = demands.collect();
-    (!demands.is_empty()).then_some(demands)
-}
-
-/// The texts of `field` if it has entries and all are exact.
-fn exact(field: &[StringMatch], demand: fn(Arc<str>) -> Demand) -> Demands {
-    let texts = field.iter().map(|entry| match entry {
-        StringMatch::Exact(text) => Some(demand(text.clone())),
-        StringMatch::Prefix(_) | StringMatch::Suffix(_) | StringMatch::Presence => None,
-    });
-    texts.collect::<Demands>().filter(|demands| !demands.is_empty())
-}
-
 /// Alternatives in an order that counts.
 pub(super) struct AnyOf<T> {
     items: Box<[T]>,
@@ -183,4 +115,72 @@ fn file<K: Hash + Eq>(filed: &mut Filed<K>, key: K, at: usize) {
     if positions.last() != Some(&at) {
         positions.push(at);
     }
+}
+
+/// One definite demand.
+pub(super) enum Demand {
+    Principal(Arc<str>),
+    Account(Arc<str>),
+    /// Host bits are zero.
+    Source(IpNet),
+    Namespace(Arc<str>),
+    Port(u16),
+}
+
+/// What at least one of must be true for an alternative to hold; `None` if no such list can be given. An empty
+/// list belongs to an alternative that never holds.
+pub(super) type Demands = Option<Vec<Demand>>;
+
+/// What `of` demands, by the field that fewest connections satisfy.
+pub(super) fn of_match(of: &Match) -> Demands {
+    if *of == Match::default() {
+        return Some(Vec::new());
+    }
+    let principals = || exact(&of.principals, Demand::Principal);
+    let accounts = || {
+        let path = |account: &ServiceAccountMatch| {
+            Demand::Account(account_path(&account.namespace, &account.service_account).into())
+        };
+        any(of.service_accounts.iter().map(path))
+    };
+    let sources = || any(of.source_ips.iter().map(|net| Demand::Source(net.trunc())));
+    let namespaces = || exact(&of.namespaces, Demand::Namespace);
+    let ports = || any(of.destination_ports.iter().copied().map(Demand::Port));
+    principals().or_else(accounts).or_else(sources).or_else(namespaces).or_else(ports)
+}
+
+/// What `of` demands: every clause must hold, so the most selective one speaks for the rule.
+pub(super) fn of_rule(of: &Rule) -> Demands {
+    let clauses = of.clauses.iter().filter(|clause| !clause.matches.is_empty());
+    let demands = clauses.filter_map(|clause| {
+        let each: Option<Vec<_>> = clause.matches.iter().map(of_match).collect();
+        each.map(|each| each.into_iter().flatten().collect::<Vec<_>>())
+    });
+    // A clause is as selective as its least selective demand; one that never holds has none and comes first.
+    demands.min_by_key(|demands| demands.iter().map(rank).max())
+}
+
+/// Smaller is satisfied by fewer connections.
+fn rank(demand: &Demand) -> u8 {
+    match demand {
+        Demand::Principal(_) => 0,
+        Demand::Account(_) => 1,
+        Demand::Source(_) => 2,
+        Demand::Namespace(_) => 3,
+        Demand::Port(_) => 4,
+    }
+}
+
+fn any(demands: impl Iterator<Item = Demand>) -> Demands {
+    let demands: Vec<_> = demands.collect();
+    (!demands.is_empty()).then_some(demands)
+}
+
+/// The texts of `field` if it has entries and all are exact.
+fn exact(field: &[StringMatch], demand: fn(Arc<str>) -> Demand) -> Demands {
+    let texts = field.iter().map(|entry| match entry {
+        StringMatch::Exact(text) => Some(demand(text.clone())),
+        StringMatch::Prefix(_) | StringMatch::Suffix(_) | StringMatch::Presence => None,
+    });
+    texts.collect::<Demands>().filter(|demands| !demands.is_empty())
 }

@@ -165,16 +165,23 @@ fn of_a_thousand_rules_only_those_that_can_hold_are_asked() {
     let converted = thousand(&|n| {
         format!("[[{{destinationPorts: [80]}}], [{{principals: [!Exact cluster.local/ns/bar/sa/c{n}]}}]]")
     });
+    let mixed = thousand(&|n| {
+        format!(
+            "[[{{principals: [!Exact td/ns/bar/sa/c{n}]}}, {{destinationPorts: [80]}}], [{{namespaces: [!Exact bar{n}]}}]]"
+        )
+    });
     let never = thousand(&|_| "[[{}], [{destinationPorts: [80]}]]".into());
     let by_pattern = thousand(&|n| format!("[[{{principals: [!Suffix /sa/c{n}]}}]]"));
 
     let facts = from(Some("cluster.local/ns/bar/sa/c7"), "10.1.7.9", 80);
+    let in_bar7 = from(Some("td/ns/bar7/sa/c"), "10.1.7.9", 80);
     assert_eq!(asked(&by_principal, &facts), 1);
     assert_eq!(asked(&by_account, &facts), 1);
-    assert_eq!(asked(&by_namespace, &from(Some("td/ns/bar7/sa/c"), "10.1.7.9", 80)), 1);
+    assert_eq!(asked(&by_namespace, &in_bar7), 1);
     assert_eq!(asked(&by_source, &facts), 1);
     assert_eq!(asked(&by_port, &facts), 1);
     assert_eq!(asked(&converted, &facts), 1, "the clause that fewest satisfy speaks for the rule");
+    assert_eq!(asked(&mixed, &in_bar7), 1, "and a clause is as selective as its least selective match");
     assert_eq!(asked(&never, &facts), 0);
     assert_eq!(asked(&by_pattern, &facts), 1000, "a pattern can only be asked");
     assert_eq!(asked(&by_principal, &p(80)), 0);

@@ -67,7 +67,7 @@ pub(super) fn judge(policies: &[Policy], facts: &Facts) -> (Verdict, Vec<String>
     for policy in of(Action::Deny, true).filter(|policy| policy_matches(policy, facts)) {
         lines.push(format!("dry-run: deny policy match {}", policy.key));
     }
-    for policy in of(Action::Deny, false).filter(|policy| policy_matches(policy, facts)) {
+    if let Some(policy) = of(Action::Deny, false).find(|policy| policy_matches(policy, facts)) {
         lines.push(format!("deny policy match {}", policy.key));
         return (Verdict::Denied(Denial::Explicit(policy.key.clone())), lines);
     }
@@ -83,7 +83,7 @@ pub(super) fn judge(policies: &[Policy], facts: &Facts) -> (Verdict, Vec<String>
         lines.push("no allow policies, allow".into());
         return (Verdict::Allowed(Allowance { by: None }), lines);
     }
-    for policy in of(Action::Allow, false).filter(|policy| policy_matches(policy, facts)) {
+    if let Some(policy) = of(Action::Allow, false).find(|policy| policy_matches(policy, facts)) {
         lines.push(format!("allow policy match {}", policy.key));
         return (Verdict::Allowed(Allowance { by: Some(policy.key.clone()) }), lines);
     }
