@@ -445,7 +445,7 @@ fn a_file_that_vanishes_keeps_the_last_good_state_and_may_come_back() {
 }
 
 #[test]
-fn a_directory_that_is_replaced_is_followed() {
+fn a_change_that_no_watch_sees_is_found_by_looking() {
     let nested = |dir: &std::path::Path, uid: &str| {
         fs::create_dir(dir.join("conf")).unwrap();
         fs::write(dir.join("conf/mesh.yaml"), only(uid)).unwrap();
