@@ -35,7 +35,6 @@ pub fn load(
     let mut read = Reader::new(file);
     let mut builder = Builder::new(node, unknown_policy);
     let mut seen = HashMap::new();
-    // A service's own list of endpoints comes first, so that what a workload says of itself counts more.
     for service in &shape.services.0 {
         read_service(&mut read, &mut builder, &mut seen, service);
     }

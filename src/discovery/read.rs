@@ -26,8 +26,9 @@ impl<'a> Reader<'a> {
         Self { file, complaints: Vec::new(), names: HashSet::new() }
     }
 
-    /// `value`, if there was nothing to complain about.
-    pub(super) fn finish<T>(self, value: T) -> Result<T, Error> {
+    /// `value`, if there was nothing to complain about; else the complaints in the order of the text.
+    pub(super) fn finish<T>(mut self, value: T) -> Result<T, Error> {
+        self.complaints.sort_by_key(|complaint| complaint.at);
         Error::of(self.complaints).map_or(Ok(value), Err)
     }
 

@@ -17,7 +17,7 @@ use crate::policy::{Policies, Policy, PolicyKey, PolicySet, UnknownPolicy};
 pub struct Builder {
     node: Option<Arc<str>>,
     unknown_policy: UnknownPolicy,
-    workloads: Vec<Arc<Workload>>,
+    workloads: Vec<(Arc<Workload>, Vec<Ports>)>,
     services: Vec<Arc<Service>>,
     endpoints: HashMap<ServiceKey, Vec<Endpoint>>,
     policies: Policies,
@@ -39,13 +39,9 @@ impl Builder {
     /// Adds a workload that stands behind `services`, with its own ports there. Services that never come leave
     /// no trace but the workload's own list.
     pub fn workload(&mut self, fields: WorkloadFields, services: Vec<(ServiceKey, Ports)>) {
-        let mut fields = fields;
-        fields.services = services.iter().map(|(key, _)| key.clone()).collect();
-        let workload = Arc::new(Workload::new(fields));
-        for (key, ports) in services {
-            self.endpoint(key, Arc::clone(&workload.uid), ports, workload.status);
-        }
-        self.workloads.push(workload);
+        let (keys, ports): (Vec<_>, Vec<_>) = services.into_iter().unzip();
+        let fields = WorkloadFields { services: keys.into(), ..fields };
+        self.workloads.push((Arc::new(Workload::new(fields)), ports));
     }
 
     /// Adds a service.
@@ -53,7 +49,7 @@ impl Builder {
         self.services.push(Arc::new(service));
     }
 
-    /// Puts the workload with this uid behind a service.
+    /// Puts the workload with this uid behind a service, unless the workload itself says how it stands there.
     pub fn endpoint(&mut self, service: ServiceKey, uid: Arc<str>, ports: Ports, status: Health) {
         let endpoint = Endpoint { uid, ports, status, workload: None };
         self.endpoints.entry(service).or_default().push(endpoint);
@@ -66,7 +62,19 @@ impl Builder {
 
     /// Makes the snapshot.
     pub fn build(self) -> Snapshot {
-        let workloads = last_of_each(self.workloads, |workload| Arc::clone(&workload.uid));
+        let mut endpoints = self.endpoints;
+        let workloads = last_of_each(self.workloads, |(workload, _)| Arc::clone(&workload.uid));
+        let workloads: Vec<Arc<Workload>> = workloads
+            .into_iter()
+            .map(|(workload, ports)| {
+                for (key, ports) in workload.services.iter().zip(ports) {
+                    let uid = Arc::clone(&workload.uid);
+                    let endpoint = Endpoint { uid, ports, status: workload.status, workload: None };
+                    endpoints.entry(key.clone()).or_default().push(endpoint);
+                }
+                workload
+            })
+            .collect();
         let services = last_of_each(self.services, |service| service.key.clone());
         let mut snapshot = Snapshot {
             workloads: workloads.iter().map(|one| (Arc::clone(&one.uid), Arc::clone(one))).collect(),
@@ -89,7 +97,7 @@ impl Builder {
         for service in &services {
             snapshot.index_service(service);
         }
-        snapshot.attach(self.endpoints);
+        snapshot.attach(endpoints);
         snapshot.compile_local();
         snapshot
     }
@@ -158,10 +166,10 @@ impl Snapshot {
 
     /// Compiles what binds each workload of this node. Workloads bound by the same policies share one set.
     fn compile_local(&mut self) {
-        let mut shared: HashMap<(Arc<str>, Box<[PolicyKey]>), Arc<PolicySet>> = HashMap::new();
+        let mut shared: HashMap<(&str, &[PolicyKey]), Arc<PolicySet>> = HashMap::new();
         let mut sets = HashMap::new();
         for workload in self.local.values().flatten() {
-            let same = (Arc::clone(&workload.namespace), workload.authorization_policies.clone());
+            let same = (&*workload.namespace, &*workload.authorization_policies);
             let set = shared.entry(same).or_insert_with(|| Arc::new(self.compile(workload)));
             sets.insert(Arc::clone(&workload.uid), Arc::clone(set));
         }

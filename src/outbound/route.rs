@@ -295,3 +295,6 @@ fn unreachable(workload: &Workload, reach: Reach, mesh: &Snapshot, viewer: Viewe
         _ => NoRoute::NoAddress { uid },
     }
 }
+
+#[cfg(test)]
+mod tests;
