@@ -24,6 +24,7 @@ pub mod app;
 pub mod capture;
 pub mod config;
 
+pub mod demo;
 pub mod discovery;
 pub mod flow;
 pub mod hbone;

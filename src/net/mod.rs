@@ -14,4 +14,4 @@ mod tests;
 
 pub use addr::{ClientAddr, OriginalDst, TargetAddr, canonical};
 pub use netns::{Netns, NetnsId};
-pub use sys::{lower_thread_priority, watched};
+pub use sys::{die_with_this_thread, lower_thread_priority, watched};

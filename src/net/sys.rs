@@ -4,6 +4,8 @@ use std::io;
 use std::mem::size_of;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 use nix::libc::{self, c_int, socklen_t};
 use tokio::io::Interest;
@@ -121,4 +123,18 @@ pub fn lower_thread_priority() {
     const NICER: c_int = 5;
     // SAFETY: no memory is passed; who = 0 names the calling thread (setpriority(2), "C library/kernel differences").
     let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICER) };
+}
+
+/// Makes the process that `command` starts receive SIGKILL when the thread that starts it ends, so that no end
+/// of this process, kill -9 included, leaves it behind. Source: PR_SET_PDEATHSIG of prctl(2).
+pub fn die_with_this_thread(command: &mut Command) -> &mut Command {
+    let parent = nix::unistd::getpid();
+    let in_the_child = move || {
+        nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
+        // A parent that died before the line above sends no signal any more.
+        if nix::unistd::getppid() == parent { Ok(()) } else { Err(nix::errno::Errno::ESRCH.into()) }
+    };
+    // SAFETY: between fork and exec the closure makes two system calls, both async-signal-safe, and allocates
+    // nothing: its errors are plain error numbers.
+    unsafe { command.pre_exec(in_the_child) }
 }
