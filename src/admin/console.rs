@@ -60,7 +60,7 @@ pub async fn console(listener: TcpListener, console: Console) -> io::Result<Infa
         async move {
             match (request.uri().path(), request.method()) {
                 ("/", _) => typed(StatusCode::OK, "text/html; charset=utf-8", INDEX),
-                ("/config_dump", _) => dump(&console, &turns).await,
+                ("/config_dump", _) => dump(&console, turns).await,
                 ("/logging", &Method::POST) => {
                     logging(&console.levels, request.uri().query().unwrap_or_default())
                 }
@@ -77,7 +77,7 @@ pub async fn console(listener: TcpListener, console: Console) -> io::Result<Infa
     .await
 }
 
-async fn dump(console: &Console, turns: &Semaphore) -> Answer {
+async fn dump(console: &Console, turns: Arc<Semaphore>) -> Answer {
     let render = Arc::clone(&console.dump);
     match aside(turns, move || render()).await.and_then(|rendered| rendered) {
         Ok(json) => typed(StatusCode::OK, "application/json", json),

@@ -29,7 +29,7 @@ pub async fn stats(listener: TcpListener, registry: Registry) -> io::Result<Infa
         let (registry, turns) = (registry.clone(), Arc::clone(&turns));
         async move {
             match request.uri().path() {
-                "/metrics" | "/stats/prometheus" => page(registry, &turns, request.headers()).await,
+                "/metrics" | "/stats/prometheus" => page(registry, turns, request.headers()).await,
                 _ => empty(StatusCode::NOT_FOUND),
             }
         }
@@ -37,7 +37,7 @@ pub async fn stats(listener: TcpListener, registry: Registry) -> io::Result<Infa
     .await
 }
 
-async fn page(registry: Registry, turns: &Semaphore, headers: &HeaderMap) -> Answer {
+async fn page(registry: Registry, turns: Arc<Semaphore>, headers: &HeaderMap) -> Answer {
     let content_type = if accepts_open_metrics(headers) { OPEN_METRICS_TYPE } else { TEXT_TYPE };
     match aside(turns, move || registry.page()).await {
         Ok(page) => typed(StatusCode::OK, content_type, page),

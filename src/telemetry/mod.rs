@@ -13,7 +13,7 @@ mod page;
 mod readiness;
 mod shard;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use families::{Proxies, certificate_requests, log_lines_dropped, source_address_replaced};
 pub use labels::{

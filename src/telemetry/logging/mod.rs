@@ -55,7 +55,7 @@ impl Drop for Logs {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The filter is not understood.
-    #[error("RUST_LOG: {0}")]
+    #[error("RUST_LOG is not understood")]
     Filter(#[from] BadDirective),
     /// No descriptor or no thread for the output.
     #[error("standard output cannot be used for logs")]
