@@ -18,8 +18,8 @@ const TEXT_TYPE: &str = "text/plain; charset=utf-8";
 
 /// Answers `/metrics` and `/stats/prometheus`, until the future is dropped (that closes the port at once).
 ///
-/// The body is OpenMetrics text whoever asks, as Istio's scrapers expect; the content type says so to those who name it in
-/// `Accept`.
+/// The body is OpenMetrics text whoever asks, as Istio's scrapers expect; the content type says so to those
+/// who name it in `Accept`.
 ///
 /// # Errors
 /// If the current runtime cannot take the listener.

@@ -1,7 +1,8 @@
 //! What both directions share about one connection: its record, its outcome, plaintext relaying.
 //!
-//! Opened by `outbound` or `inbound` once per connection, on the worker that owns it. A [`Record`] takes plain facts
-//! ([`Parties`]) and knows no workload, no tunnel and no policy; what they have to say at the end is an [`Outcome`].
+//! Opened by `outbound` or `inbound` once per connection, on the worker that owns it. A [`Record`] takes
+//! plain facts ([`Parties`]) and knows no workload, no tunnel and no policy; what they have to say at the end
+//! is an [`Outcome`].
 
 mod baggage;
 mod outcome;

@@ -54,10 +54,10 @@ pub enum Seen {
 ///
 /// "Of that side" is the pod's fault if the side is on this node, else the peer's.
 ///
-/// An application that resets (a health check, a client that has read enough) is no failure of the mesh, and the
-/// reference counts it as success, also where the other proxy passes it on as a stream reset with NO_ERROR. Such an end
-/// is still told apart from a clean one: the far application sees a reset, the log line says `outcome`. A stream reset
-/// with any other code is the reference's `CONNECT`.
+/// An application that resets (a health check, a client that has read enough) is no failure of the mesh, and
+/// the reference counts it as success, also where the other proxy passes it on as a stream reset with
+/// NO_ERROR. Such an end is still told apart from a clean one: the far application sees a reset, the log line
+/// says `outcome`. A stream reset with any other code is the reference's `CONNECT`.
 #[derive(Debug)]
 pub enum Outcome {
     /// Both ends closed, in order.
@@ -78,7 +78,8 @@ pub enum Outcome {
     CertificateRevoked,
     /// Nobody took the TCP connection towards upstream.
     ConnectFailed(io::Error),
-    /// The tunnel port of the other proxy did not answer in time, which is what a NetworkPolicy that closes it looks like.
+    /// The tunnel port of the other proxy did not answer in time, which is what a NetworkPolicy that closes
+    /// it looks like.
     NetworkPolicySuspected(io::Error),
     /// The other proxy answered the CONNECT with something other than 200.
     Refused(http::StatusCode),
@@ -185,8 +186,8 @@ impl Outcome {
         }
     }
 
-    /// The value of the log field `error`, in the words that operators of the reference search for; None if the line is
-    /// no error.
+    /// The value of the log field `error`, in the words that operators of the reference search for; None if
+    /// the line is no error.
     pub fn error(&self, reporter: Reporter) -> Option<String> {
         Some(match self {
             Self::Complete | Self::Reset { seen: Seen::Socket | Seen::Stream(0), .. } => return None,

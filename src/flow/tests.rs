@@ -1,8 +1,6 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use proptest::prelude::*;
-
 use super::*;
 use crate::identity::SpiffeId;
 use crate::net::ClientAddr;
@@ -432,83 +430,4 @@ fn every_outcome_has_its_flag_fault_and_text() {
     let dial = Outcome::ConnectFailed(refused());
     assert_eq!(dial.error(Reporter::Destination).unwrap(), "connection failed: connection refused");
     assert_eq!(dial.fault(Reporter::Destination), Some(Pod));
-}
-
-fn full() -> Baggage {
-    Baggage {
-        cluster: text("Kubernetes"),
-        namespace: text("shop"),
-        kind: WorkloadKind::Deployment,
-        workload: text("cart-v1"),
-        service: text("cart"),
-        revision: text("v1"),
-        region: text("eu"),
-        zone: text("eu-1"),
-    }
-}
-
-#[test]
-fn baggage_has_istios_keys_in_istios_order() {
-    let expected = concat!(
-        "k8s.cluster.name=Kubernetes,k8s.namespace.name=shop,k8s.deployment.name=cart-v1,service.name=cart,",
-        "service.version=v1,cloud.region=eu,cloud.availability_zone=eu-1"
-    );
-    assert_eq!(full().encode().as_deref(), Some(expected));
-    assert_eq!(Baggage::default().encode(), None);
-}
-
-#[test]
-fn a_value_that_would_corrupt_the_header_is_left_out() {
-    for bad in ["", "a,service.name=b", "a=b", "a;b", "a b", "a\nb", "Zürich", "\u{7f}"] {
-        let baggage = Baggage { cluster: text("far"), region: text(bad), ..Baggage::default() };
-        assert_eq!(baggage.encode().as_deref(), Some("k8s.cluster.name=far"), "{bad:?}");
-    }
-}
-
-#[test]
-fn baggage_is_read_tolerantly() {
-    let read =
-        |fields: &[&str]| Baggage::decode(fields.iter().map(|field| field.as_bytes())).unwrap().unwrap();
-    let last = read(&["service.name=a,k8s.pod.name=x", "other=1,,service.name = b ;p=1, k8s.job.name=y"]);
-    let expected =
-        Baggage { service: text("b"), kind: WorkloadKind::Job, workload: text("y"), ..Baggage::default() };
-    assert_eq!(last, expected);
-    assert_eq!(read(&["service.name=a,service.name="]), Baggage::default());
-    assert_eq!(read(&["service.name=a=b"]).service, text("a=b"));
-    assert_eq!(read(&["nonsense"]), Baggage::default());
-    assert_eq!(read(&[&format!("service.name={}", "a".repeat(257))]), Baggage::default());
-    assert_eq!(Baggage::decode([]), Ok(None));
-}
-
-#[test]
-fn baggage_that_cannot_be_trusted_is_not_read() {
-    assert_eq!(Baggage::decode([&b"service.name=Z\xc3\xbcrich"[..]]), Err(BaggageError::Character));
-    assert_eq!(Baggage::decode([&b"service.name=a\x00"[..]]), Err(BaggageError::Character));
-    let half = vec![b'a'; 4097];
-    assert_eq!(Baggage::decode([&half[..], &half[..]]), Err(BaggageError::TooLong));
-}
-
-proptest! {
-    #[test]
-    fn baggage_survives_the_way(values in proptest::collection::vec("[!-+\\--:<>-~]{1,256}", 7)) {
-        let mut values = values.iter().map(|value| text(value));
-        let mut next = || values.next().flatten();
-        let sent = Baggage {
-            cluster: next(),
-            namespace: next(),
-            kind: WorkloadKind::CronJob,
-            workload: next(),
-            service: next(),
-            revision: next(),
-            region: next(),
-            zone: next(),
-        };
-        let header = sent.encode().unwrap();
-        prop_assert_eq!(Baggage::decode([header.as_bytes()]), Ok(Some(sent)));
-    }
-
-    #[test]
-    fn reading_baggage_never_panics(fields in proptest::collection::vec(any::<Vec<u8>>(), 0..4)) {
-        let _ = Baggage::decode(fields.iter().map(|field| &field[..]));
-    }
 }
