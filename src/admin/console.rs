@@ -35,8 +35,8 @@ levels: off, error, warn, info, debug, trace
 pub struct Console {
     /// What is logged.
     pub levels: Levels,
-    /// Renders the state of this node as JSON, or says why it cannot. May take long: it is called on a thread of its
-    /// own, one call at a time.
+    /// Renders the state of this node as JSON, or says why it cannot. May take long: it is called on a thread
+    /// of its own, one call at a time.
     pub dump: Arc<dyn Fn() -> Result<String, String> + Send + Sync>,
     /// Begins the orderly end of the process, and returns at once.
     pub quit: Arc<dyn Fn() + Send + Sync>,
@@ -48,8 +48,8 @@ impl fmt::Debug for Console {
     }
 }
 
-/// Answers `/`, `/config_dump`, `/logging` and `/quitquitquit`, until the future is dropped (that closes the port at
-/// once). It asks nobody who they are: bind it to loopback.
+/// Answers `/`, `/config_dump`, `/logging` and `/quitquitquit`, until the future is dropped (that closes the
+/// port at once). It asks nobody who they are: bind it to loopback.
 ///
 /// # Errors
 /// If the current runtime cannot take the listener.
@@ -60,7 +60,7 @@ pub async fn console(listener: TcpListener, console: Console) -> io::Result<Infa
         async move {
             match (request.uri().path(), request.method()) {
                 ("/", _) => typed(StatusCode::OK, "text/html; charset=utf-8", INDEX),
-                ("/config_dump", _) => dump(&console, &turns).await,
+                ("/config_dump", _) => dump(&console, turns).await,
                 ("/logging", &Method::POST) => {
                     logging(&console.levels, request.uri().query().unwrap_or_default())
                 }
@@ -77,7 +77,7 @@ pub async fn console(listener: TcpListener, console: Console) -> io::Result<Infa
     .await
 }
 
-async fn dump(console: &Console, turns: &Semaphore) -> Answer {
+async fn dump(console: &Console, turns: Arc<Semaphore>) -> Answer {
     let render = Arc::clone(&console.dump);
     match aside(turns, move || render()).await.and_then(|rendered| rendered) {
         Ok(json) => typed(StatusCode::OK, "application/json", json),

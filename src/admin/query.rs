@@ -1,7 +1,7 @@
 //! The query string of a request.
 
-/// The parameters of `query` in order, decoded. A parameter without `=` has an empty value; an escape that makes no
-/// sense stays as it is written.
+/// The parameters of `query` in order, decoded. A parameter without `=` has an empty value; an escape that
+/// makes no sense stays as it is written.
 pub(super) fn parameters(query: &str) -> Vec<(String, String)> {
     query
         .split('&')

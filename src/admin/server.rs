@@ -32,9 +32,9 @@ pub(super) type Answer = Response<Full<Bytes>>;
 /// A port could not be taken.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "cannot listen on {addr} for {purpose}: {cause}; find who has port {} (`ss -ltnp`) and stop it, or set another port{}",
+    "cannot listen on {addr} for {purpose}; find who has port {} (`ss -ltnp`) and stop it{}",
     addr.port(),
-    .setting.map(|key| format!(" with {key}")).unwrap_or_default()
+    .setting.map(|key| format!(", or set another port with {key}")).unwrap_or_default()
 )]
 pub struct BindError {
     addr: SocketAddr,
@@ -47,7 +47,7 @@ pub struct BindError {
 /// Takes the port `addr` for `purpose`. `setting` is the key by which an operator can choose another port.
 ///
 /// # Errors
-/// [`BindError`]: one sentence with the address, the cause and what to do.
+/// [`BindError`]: one sentence with the address and what to do; its source is the cause.
 pub fn bind(
     addr: SocketAddr,
     purpose: &'static str,
@@ -61,7 +61,8 @@ pub fn bind(
     listen().map_err(|cause| BindError { addr, purpose, setting, cause })
 }
 
-/// Serves `listener` until the future is dropped; that closes the port at once, and answers in flight are finished.
+/// Serves `listener` until the future is dropped; that closes the port at once, and answers in flight are
+/// finished.
 ///
 /// Runs on the current runtime, which needs I/O and time. `handle` makes one answer; it must not block.
 ///
@@ -100,7 +101,8 @@ where
                 .half_close(true)
                 .max_buf_size(BUFFER)
                 .serve_connection(TokioIo::new(socket), service);
-            // A client that hangs up, is late or asks nonsense is told so by hyper, and is nobody else's business.
+            // A client that hangs up, is late or asks nonsense is told so by hyper, and is nobody else's
+            // business.
             if let Ok(Err(error)) = timeout(LIFETIME, connection).await {
                 tracing::debug!(error = &error as &dyn std::error::Error, "an admin connection ended early");
             }
@@ -111,7 +113,7 @@ where
 
 /// `text/plain`.
 pub(super) fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
-    typed(status, "text/plain; charset=utf-8", body)
+    typed(status, "text/plain", body)
 }
 
 /// A body with a content type.
@@ -129,12 +131,17 @@ pub(super) fn empty(status: StatusCode) -> Answer {
     answer
 }
 
-/// Runs `work` on a thread where it may take its time; only as many at once as `turns` has permits. If it panics
-/// that is an error here and goes no further.
+/// Runs `work` on a thread where it may take its time; only as many at once as `turns` has permits, also when
+/// clients hang up meanwhile. If it panics that is an error here and goes no further.
 pub(super) async fn aside<T: Send + 'static>(
-    turns: &Semaphore,
+    turns: Arc<Semaphore>,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, String> {
-    let _turn = turns.acquire().await.map_err(|error| error.to_string())?;
+    let turn = turns.acquire_owned().await.map_err(|error| error.to_string())?;
+    let work = move || {
+        let done = work();
+        drop(turn);
+        done
+    };
     tokio::task::spawn_blocking(work).await.map_err(|error| format!("rendering failed: {error}"))
 }

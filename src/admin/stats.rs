@@ -18,8 +18,8 @@ const TEXT_TYPE: &str = "text/plain; charset=utf-8";
 
 /// Answers `/metrics` and `/stats/prometheus`, until the future is dropped (that closes the port at once).
 ///
-/// The body is OpenMetrics text whoever asks, as Istio's scrapers expect; the content type says so to those who name it in
-/// `Accept`.
+/// The body is OpenMetrics text whoever asks, as Istio's scrapers expect; the content type says so to those
+/// who name it in `Accept`.
 ///
 /// # Errors
 /// If the current runtime cannot take the listener.
@@ -29,7 +29,7 @@ pub async fn stats(listener: TcpListener, registry: Registry) -> io::Result<Infa
         let (registry, turns) = (registry.clone(), Arc::clone(&turns));
         async move {
             match request.uri().path() {
-                "/metrics" | "/stats/prometheus" => page(registry, &turns, request.headers()).await,
+                "/metrics" | "/stats/prometheus" => page(registry, turns, request.headers()).await,
                 _ => empty(StatusCode::NOT_FOUND),
             }
         }
@@ -37,7 +37,7 @@ pub async fn stats(listener: TcpListener, registry: Registry) -> io::Result<Infa
     .await
 }
 
-async fn page(registry: Registry, turns: &Semaphore, headers: &HeaderMap) -> Answer {
+async fn page(registry: Registry, turns: Arc<Semaphore>, headers: &HeaderMap) -> Answer {
     let content_type = if accepts_open_metrics(headers) { OPEN_METRICS_TYPE } else { TEXT_TYPE };
     match aside(turns, move || registry.page()).await {
         Ok(page) => typed(StatusCode::OK, content_type, page),

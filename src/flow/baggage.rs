@@ -1,4 +1,5 @@
-//! The `baggage` header: what one proxy tells the other about the workload it speaks for. Only labels come of it.
+//! The `baggage` header: what one proxy tells the other about the workload it speaks for. Only labels come of
+//! it.
 //!
 //! Source: Istio's use of W3C Baggage §3.2: comma-joined `key=value` without percent-encoding.
 
@@ -78,8 +79,8 @@ pub enum BaggageError {
 impl Baggage {
     /// The header value; None when there is nothing to say.
     ///
-    /// A value that is empty, has one of `,` `=` `;`, or a character that is not visible ASCII, is left out: receivers do
-    /// not decode, so any escape would become part of the name.
+    /// A value that is empty, has one of `,` `=` `;`, or a character that is not visible ASCII, is left out:
+    /// receivers do not decode, so any escape would become part of the name.
     pub fn encode(&self) -> Option<String> {
         let mut out = String::new();
         for (key, value) in [
@@ -104,9 +105,10 @@ impl Baggage {
 
     /// Reads all `baggage` fields of one message, in order. None of them is a message without baggage.
     ///
-    /// As tolerant as the reference and somewhat more: unknown keys and members without `=` are ignored, the last of
-    /// two equal keys counts, an empty value unsets. Space around keys and values, and properties after `;`, are W3C's
-    /// and are taken off. A value longer than 256 bytes is treated as empty: no such name exists.
+    /// As tolerant as the reference and somewhat more: unknown keys and members without `=` are ignored, the
+    /// last of two equal keys counts, an empty value unsets. Space around keys and values, and properties
+    /// after `;`, are W3C's and are taken off. A value longer than 256 bytes is treated as empty: no such
+    /// name exists.
     ///
     /// # Errors
     /// [`BaggageError`]: nothing of it is to be used.
@@ -150,8 +152,8 @@ impl Baggage {
         }
     }
 
-    /// The labels of a workload known by its baggage only. Its application is the workload's name: baggage has no key
-    /// for it, and this is what the reference shows.
+    /// The labels of a workload known by its baggage only. Its application is the workload's name: baggage
+    /// has no key for it, and this is what the reference shows.
     pub fn labels(&self) -> WorkloadLabels {
         WorkloadLabels {
             workload: self.workload.clone(),
@@ -169,4 +171,98 @@ impl Baggage {
 
 fn fits(value: &str) -> bool {
     !value.is_empty() && value.bytes().all(|c| c.is_ascii_graphic() && !b",=;".contains(&c))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn text(value: &str) -> Option<Text> {
+        Some(value.into())
+    }
+
+    fn full() -> Baggage {
+        Baggage {
+            cluster: text("Kubernetes"),
+            namespace: text("shop"),
+            kind: WorkloadKind::Deployment,
+            workload: text("cart-v1"),
+            service: text("cart"),
+            revision: text("v1"),
+            region: text("eu"),
+            zone: text("eu-1"),
+        }
+    }
+
+    #[test]
+    fn baggage_has_istios_keys_in_istios_order() {
+        let expected = concat!(
+            "k8s.cluster.name=Kubernetes,k8s.namespace.name=shop,k8s.deployment.name=cart-v1,service.name=cart,",
+            "service.version=v1,cloud.region=eu,cloud.availability_zone=eu-1"
+        );
+        assert_eq!(full().encode().as_deref(), Some(expected));
+        assert_eq!(Baggage::default().encode(), None);
+    }
+
+    #[test]
+    fn a_value_that_would_corrupt_the_header_is_left_out() {
+        for bad in ["", "a,service.name=b", "a=b", "a;b", "a b", "a\nb", "Zürich", "\u{7f}"] {
+            let baggage = Baggage { cluster: text("far"), region: text(bad), ..Baggage::default() };
+            assert_eq!(baggage.encode().as_deref(), Some("k8s.cluster.name=far"), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn baggage_is_read_tolerantly() {
+        let read =
+            |fields: &[&str]| Baggage::decode(fields.iter().map(|field| field.as_bytes())).unwrap().unwrap();
+        let last = read(&["service.name=a,k8s.pod.name=x", "other=1,,service.name = b ;p=1, k8s.job.name=y"]);
+        let expected = Baggage {
+            service: text("b"),
+            kind: WorkloadKind::Job,
+            workload: text("y"),
+            ..Baggage::default()
+        };
+        assert_eq!(last, expected);
+        assert_eq!(read(&["service.name=a,service.name="]), Baggage::default());
+        assert_eq!(read(&["service.name=a=b"]).service, text("a=b"));
+        assert_eq!(read(&["nonsense"]), Baggage::default());
+        assert_eq!(read(&[&format!("service.name={}", "a".repeat(257))]), Baggage::default());
+        assert_eq!(Baggage::decode([]), Ok(None));
+    }
+
+    #[test]
+    fn baggage_that_cannot_be_trusted_is_not_read() {
+        assert_eq!(Baggage::decode([&b"service.name=Z\xc3\xbcrich"[..]]), Err(BaggageError::Character));
+        assert_eq!(Baggage::decode([&b"service.name=a\x00"[..]]), Err(BaggageError::Character));
+        let half = vec![b'a'; 4097];
+        assert_eq!(Baggage::decode([&half[..], &half[..]]), Err(BaggageError::TooLong));
+    }
+
+    proptest! {
+        #[test]
+        fn baggage_survives_the_way(values in proptest::collection::vec("[!-+\\--:<>-~]{1,256}", 7)) {
+            let mut values = values.iter().map(|value| text(value));
+            let mut next = || values.next().flatten();
+            let sent = Baggage {
+                cluster: next(),
+                namespace: next(),
+                kind: WorkloadKind::CronJob,
+                workload: next(),
+                service: next(),
+                revision: next(),
+                region: next(),
+                zone: next(),
+            };
+            let header = sent.encode().unwrap();
+            prop_assert_eq!(Baggage::decode([header.as_bytes()]), Ok(Some(sent)));
+        }
+
+        #[test]
+        fn reading_baggage_never_panics(fields in proptest::collection::vec(any::<Vec<u8>>(), 0..4)) {
+            let _ = Baggage::decode(fields.iter().map(|field| &field[..]));
+        }
+    }
 }

@@ -1,6 +1,5 @@
 //! The closed list of ways a connection can end once it has a record.
 
-use std::fmt::{self, Display};
 use std::io;
 
 use crate::telemetry::{Fault, Reporter, ResponseFlag, Text};
@@ -28,7 +27,7 @@ pub enum Direction {
 pub enum Seen {
     /// As a TCP reset on a socket of ours: an application gave up.
     Socket,
-    /// As RST_STREAM with this error code (RFC 9113 §7), or as a stream's end without END_STREAM.
+    /// As RST_STREAM with this error code (RFC 9113 §7) from the other proxy.
     Stream(u32),
 }
 
@@ -55,10 +54,10 @@ pub enum Seen {
 ///
 /// "Of that side" is the pod's fault if the side is on this node, else the peer's.
 ///
-/// An application that resets (a health check, a client that has read enough) is no failure of the mesh, and the
-/// reference counts it as success, also where the other proxy passes it on as a stream reset with NO_ERROR. Such an end
-/// is still told apart from a clean one: the far application sees a reset, the log line says `outcome`. A stream reset
-/// with any other code is the reference's `CONNECT`.
+/// An application that resets (a health check, a client that has read enough) is no failure of the mesh, and
+/// the reference counts it as success, also where the other proxy passes it on as a stream reset with
+/// NO_ERROR. Such an end is still told apart from a clean one: the far application sees a reset, the log line
+/// says `outcome`. A stream reset with any other code is the reference's `CONNECT`.
 #[derive(Debug)]
 pub enum Outcome {
     /// Both ends closed, in order.
@@ -79,7 +78,8 @@ pub enum Outcome {
     CertificateRevoked,
     /// Nobody took the TCP connection towards upstream.
     ConnectFailed(io::Error),
-    /// The tunnel port of the other proxy did not answer in time, which is what a NetworkPolicy that closes it looks like.
+    /// The tunnel port of the other proxy did not answer in time, which is what a NetworkPolicy that closes
+    /// it looks like.
     NetworkPolicySuspected(io::Error),
     /// The other proxy answered the CONNECT with something other than 200.
     Refused(http::StatusCode),
@@ -186,11 +186,48 @@ impl Outcome {
         }
     }
 
-    /// The value of the log field `error`; None if the line is no error.
+    /// The value of the log field `error`, in the words that operators of the reference search for; None if
+    /// the line is no error.
     pub fn error(&self, reporter: Reporter) -> Option<String> {
-        let ordinary =
-            matches!(self, Self::Complete | Self::Reset { seen: Seen::Socket | Seen::Stream(0), .. });
-        (!ordinary).then(|| ErrorText { outcome: self, reporter }.to_string())
+        Some(match self {
+            Self::Complete | Self::Reset { seen: Seen::Socket | Seen::Stream(0), .. } => return None,
+            Self::Denied { reason, .. } => format!("connection closed due to policy rejection: {reason}"),
+            Self::PolicyChanged { .. } => "connection closed due to policy change".into(),
+            Self::CertificateRevoked => "connection closed: peer certificate revoked by CRL".into(),
+            Self::ConnectFailed(cause) => match reporter {
+                Reporter::Source => format!("io error: {cause}"),
+                Reporter::Destination => format!("connection failed: {cause}"),
+            },
+            Self::NetworkPolicySuspected(cause) => {
+                format!("connection timed out, maybe a NetworkPolicy is blocking HBONE port 15008: {cause}")
+            }
+            Self::Refused(status) => format!("http status: {status}"),
+            Self::Handshake(cause) => format!("io error: {cause}"),
+            Self::TlsConfig(cause) => format!("tls error: {cause}"),
+            Self::Http2Handshake(cause) => format!("http2 handshake failed: {cause}"),
+            Self::Http2(cause) => format!("h2 failed: {cause}"),
+            Self::Identity(cause) => format!("identity error: {cause}"),
+            Self::TunnelLost(cause) => format!("io error: tunnel lost: {cause}"),
+            Self::Reset { by, seen: Seen::Stream(code) } => {
+                let direction = match by {
+                    Side::Client => "send",
+                    Side::Server => "receive",
+                };
+                format!("{direction}: io error: stream reset: {:?}", h2::Reason::from(*code))
+            }
+            Self::Broken { direction, cause } => {
+                let (direction, receiver) = match direction {
+                    Direction::Send => ("send", "destination"),
+                    Direction::Receive => ("receive", "client"),
+                };
+                match cause {
+                    Some(cause) => format!("{direction}: io error: {cause}"),
+                    None => format!("{direction}: {receiver} disconnected before all data was written"),
+                }
+            }
+            Self::PoolDraining => "pool draining".into(),
+            Self::Drained => "connection closed due to connection drain".into(),
+        })
     }
 
     /// The rule that ended it, as `namespace/name`.
@@ -198,63 +235,6 @@ impl Outcome {
         match self {
             Self::Denied { policy, .. } | Self::PolicyChanged { policy } => policy.as_ref(),
             _ => None,
-        }
-    }
-}
-
-/// An ending in the words that operators of the reference search for.
-struct ErrorText<'a> {
-    outcome: &'a Outcome,
-    reporter: Reporter,
-}
-
-impl Display for ErrorText<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.outcome {
-            Outcome::Complete => f.write_str("connection complete"),
-            Outcome::Denied { reason, .. } => {
-                write!(f, "connection closed due to policy rejection: {reason}")
-            }
-            Outcome::PolicyChanged { .. } => f.write_str("connection closed due to policy change"),
-            Outcome::CertificateRevoked => f.write_str("connection closed: peer certificate revoked by CRL"),
-            Outcome::ConnectFailed(cause) => match self.reporter {
-                Reporter::Source => write!(f, "io error: {cause}"),
-                Reporter::Destination => write!(f, "connection failed: {cause}"),
-            },
-            Outcome::NetworkPolicySuspected(cause) => {
-                write!(f, "connection timed out, maybe a NetworkPolicy is blocking HBONE port 15008: {cause}")
-            }
-            Outcome::Refused(status) => write!(f, "http status: {status}"),
-            Outcome::Handshake(cause) => write!(f, "io error: {cause}"),
-            Outcome::TlsConfig(cause) => write!(f, "tls error: {cause}"),
-            Outcome::Http2Handshake(cause) => write!(f, "http2 handshake failed: {cause}"),
-            Outcome::Http2(cause) => write!(f, "h2 failed: {cause}"),
-            Outcome::Identity(cause) => write!(f, "identity error: {cause}"),
-            Outcome::TunnelLost(cause) => write!(f, "io error: tunnel lost: {cause}"),
-            Outcome::Reset { by, seen } => {
-                let direction = match by {
-                    Side::Client => "send",
-                    Side::Server => "receive",
-                };
-                match seen {
-                    Seen::Socket => write!(f, "{direction}: io error: connection reset"),
-                    Seen::Stream(code) => {
-                        write!(f, "{direction}: io error: stream reset: {:?}", h2::Reason::from(*code))
-                    }
-                }
-            }
-            Outcome::Broken { direction, cause } => {
-                let (direction, receiver) = match direction {
-                    Direction::Send => ("send", "destination"),
-                    Direction::Receive => ("receive", "client"),
-                };
-                match cause {
-                    Some(cause) => write!(f, "{direction}: io error: {cause}"),
-                    None => write!(f, "{direction}: {receiver} disconnected before all data was written"),
-                }
-            }
-            Outcome::PoolDraining => f.write_str("pool draining"),
-            Outcome::Drained => f.write_str("connection closed due to connection drain"),
         }
     }
 }

@@ -27,8 +27,8 @@ pub struct Peer {
     pub labels: Shared<WorkloadLabels>,
     /// Who it is.
     ///
-    /// Proven by TLS at the far end of a tunnel. For a destination reached in plaintext it is what the mesh says of that
-    /// address: labels show it (Istio's dashboards expect it), log lines do not.
+    /// Proven by TLS at the far end of a tunnel. For a destination reached in plaintext it is what the mesh
+    /// says of that address: labels show it (Istio's dashboards expect it), log lines do not.
     pub identity: Option<SpiffeId>,
 }
 
@@ -38,7 +38,8 @@ impl Peer {
         Self { name: None, labels: WorkloadLabels::default().share(), identity: None }
     }
 
-    /// A client that the mesh does not know and its proxy described. Log lines name it by its canonical service.
+    /// A client that the mesh does not know and its proxy described. Log lines name it by its canonical
+    /// service.
     pub fn source_from_baggage(baggage: &Baggage, identity: Option<SpiffeId>) -> Self {
         Self { name: baggage.service.clone(), labels: baggage.labels().share(), identity }
     }
@@ -53,8 +54,8 @@ impl Peer {
     }
 }
 
-/// Who talks to whom, as known when the record opens. Behind a gateway the destination is known only from its answer:
-/// put it in before.
+/// Who talks to whom, as known when the record opens. Behind a gateway the destination is known only from its
+/// answer: put it in before.
 #[derive(Clone, Debug)]
 pub struct Parties {
     /// At which side this proxy is.
@@ -97,8 +98,9 @@ impl Parties {
 
 /// One connection, from opened to closed.
 ///
-/// Counts as opened when it is made, and as closed exactly once: by [`Record::close`], or as [`Outcome::Drained`] when it
-/// is dropped before that (a task that was cut ends so). It belongs to the worker whose shard it counts in.
+/// Counts as opened when it is made, and as closed exactly once: by [`Record::close`], or as
+/// [`Outcome::Drained`] when it is dropped before that (a task that was cut ends so). It belongs to the
+/// worker whose shard it counts in.
 #[derive(Debug)]
 pub struct Record {
     shard: Shard,
@@ -111,8 +113,8 @@ pub struct Record {
     open: bool,
 }
 
-/// The fields that all lines of a record share, in their order, and then `extra`. A macro, because a level and a set
-/// of fields belong to one place in the code.
+/// The fields that all lines of a record share, in their order, and then `extra`. A macro, because a level
+/// and a set of fields belong to one place in the code.
 macro_rules! line {
     ($level:expr, $parties:expr, { $($extra:tt)* }, $message:literal) => {
         tracing::event!(

@@ -9,8 +9,8 @@ pub type Text = Arc<str>;
 /// What stands for a value that is not known.
 const UNKNOWN: &str = "unknown";
 
-/// Names are hashed with keys of this process: peers choose some of them (baggage), and must not be able to choose
-/// collisions.
+/// Names are hashed with keys of this process: peers choose some of them (baggage), and must not be able to
+/// choose collisions.
 static KEYS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
 /// Which of the two proxies tells of a connection.
@@ -308,8 +308,8 @@ pub struct TrafficLabels {
 }
 
 impl TrafficLabels {
-    /// The set that stands for all sets beyond the budget: everything that others choose is unknown, so there are
-    /// no more of these than reporters times flags times protections.
+    /// The set that stands for all sets beyond the budget: everything that others choose is unknown, so there
+    /// are no more of these than reporters times flags times protections.
     pub(super) fn folded(&self) -> Self {
         let nobody = WorkloadLabels::default().share();
         Self {

@@ -9,8 +9,8 @@ use super::labels::Text;
 use super::page;
 use super::shard::{Shard, ShardCells};
 
-/// Label sets of one family of handles. Their values come from closed lists and the control plane's types; more than
-/// this many is a mistake somewhere, and must not become memory.
+/// Label sets of one family of handles. Their values come from closed lists and the control plane's types;
+/// more than this many is a mistake somewhere, and must not become memory.
 const FAMILY_BUDGET: usize = 1_000;
 
 /// All numbers of the process. Cloning gives another handle to the same numbers.
@@ -51,8 +51,8 @@ impl Registry {
     /// An empty registry.
     ///
     /// - `build`: the value of `istio_build`'s label `tag`.
-    /// - `label_sets_per_shard`: how many traffic label sets one worker keeps apart before it folds new ones; a set
-    ///   takes about 300 bytes in each shard and 4 KiB on the page.
+    /// - `label_sets_per_shard`: how many traffic label sets one worker keeps apart before it folds new ones; a
+    ///   set takes about 300 bytes in each shard and 4 KiB on the page.
     pub fn new(build: impl Into<String>, label_sets_per_shard: usize) -> Self {
         Self(Arc::new(Inner {
             build: build.into(),
@@ -75,8 +75,8 @@ impl Registry {
         lock(&self.0.runtimes).push(handle);
     }
 
-    /// A counter named `name` (with or without `_total`), with fixed labels. The same name and labels give the same
-    /// counter; it is printed from now on, also while it is zero. `help` needs no full stop.
+    /// A counter named `name` (with or without `_total`), with fixed labels. The same name and labels give
+    /// the same counter; it is printed from now on, also while it is zero. `help` needs no full stop.
     ///
     /// Takes a lock: ask once and keep the handle. A name that ends in `_bytes` or `_seconds` says its unit.
     ///
@@ -102,7 +102,8 @@ impl Registry {
 
     /// The page of all metrics in OpenMetrics text format, summed over shards.
     ///
-    /// Takes time in proportion to the label sets (microseconds for each): not for a thread that must stay prompt.
+    /// Takes time in proportion to the label sets (microseconds for each): not for a thread that must stay
+    /// prompt.
     ///
     /// Source: OpenMetrics 1.0.
     pub fn page(&self) -> String {

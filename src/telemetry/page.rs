@@ -220,7 +220,8 @@ fn labels(name: &str, value: &str) -> String {
     set
 }
 
-/// Whether HELP ends in a full stop: with the reference it does for registered families, not for collected ones.
+/// Whether HELP ends in a full stop: with the reference it does for registered families, not for collected
+/// ones.
 #[derive(Clone, Copy)]
 enum Stop {
     Added,

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 use super::labels::Text;
 use super::metrics::lock;
 
-/// The named things that must be done before the process is ready. Cloning gives another handle to the same list.
+/// The named things that must be done before the process is ready. Cloning gives another handle to the same
+/// list.
 #[derive(Clone, Debug, Default)]
 pub struct Readiness(Arc<Mutex<List>>);
 

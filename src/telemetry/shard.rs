@@ -26,8 +26,8 @@ impl Own {
 
 /// The cells of one label set in one shard.
 ///
-/// Its writer is the worker whose [`Shard`] made it; [`Series`] is therefore handed out behind an `Rc`, which keeps it
-/// there.
+/// Its writer is the worker whose [`Shard`] made it; [`Series`] is therefore handed out behind an `Rc`, which
+/// keeps it there.
 #[derive(Debug)]
 pub(super) struct Cells {
     pub(super) labels: TrafficLabels,
@@ -52,8 +52,8 @@ pub(super) struct ShardCells {
 
 /// One worker's numbers. Cloning gives another handle to the same cells.
 ///
-/// Made on the thread that uses it and bound to it (not `Send`): that every cell has one writer is what makes plain
-/// stores right. The numbers outlive the shard, since counters never go back.
+/// Made on the thread that uses it and bound to it (not `Send`): that every cell has one writer is what makes
+/// plain stores right. The numbers outlive the shard, since counters never go back.
 #[derive(Clone, Debug)]
 pub struct Shard(Rc<Local>);
 
@@ -69,8 +69,9 @@ impl Shard {
         Self(Rc::new(Local { known: RefCell::default(), cells, budget }))
     }
 
-    /// The cells of `labels`. A set seen before takes no lock and allocates nothing; a new one takes the lock that
-    /// it shares with the scraper. Beyond the budget of label sets a new one is counted under `unknown`, and
+    /// The cells of `labels`. A set seen before takes no lock and allocates nothing; a new one takes the lock
+    /// that it shares with the scraper. Beyond the budget of label sets a new one is counted under `unknown`,
+    /// and
     /// `adit_label_sets_folded_total` says so.
     pub fn series(&self, labels: &TrafficLabels) -> Series {
         let mut known = self.0.known.borrow_mut();

@@ -14,10 +14,11 @@ const OWN: &str = concat!(env!("CARGO_PKG_NAME"), "::");
 
 /// What is logged: a level for everything, and levels for some targets.
 ///
-/// The text form is a comma-separated list of `level` and `target=level` (or `target:level`). A target covers the
-/// modules below it, the longest one that fits decides, and of two directives for one target the later one. Targets
-/// of this crate may be written as log lines show them (`outbound`) or in full (`adit::outbound`). Without a bare
-/// level everything else is at `info`. Cloning gives another handle to the same levels.
+/// The text form is a comma-separated list of `level` and `target=level` (or `target:level`). A target covers
+/// the modules below it, the longest one that fits decides, and of two directives for one target the later
+/// one. Targets of this crate may be written as log lines show them (`outbound`) or in full
+/// (`adit::outbound`). Without a bare level everything else is at `info`. Cloning gives another handle to the
+/// same levels.
 #[derive(Clone, Debug)]
 pub struct Levels(Arc<Inner>);
 

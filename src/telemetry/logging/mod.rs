@@ -39,7 +39,8 @@ impl Logs {
         self.levels.clone()
     }
 
-    /// Waits until every line logged before this call is written, at most for `limit`. False if it was not in time.
+    /// Waits until every line logged before this call is written, at most for `limit`. False if it was not in
+    /// time.
     pub fn flush(&self, limit: Duration) -> bool {
         self.queue.flush(limit)
     }
@@ -55,7 +56,7 @@ impl Drop for Logs {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The filter is not understood.
-    #[error("RUST_LOG: {0}")]
+    #[error("RUST_LOG is not understood")]
     Filter(#[from] BadDirective),
     /// No descriptor or no thread for the output.
     #[error("standard output cannot be used for logs")]
@@ -72,8 +73,8 @@ pub enum StartError {
 /// # Errors
 /// [`StartError`]; nothing is installed then.
 pub fn install(format: Format, filter: &str, dropped: Counter) -> Result<Logs, StartError> {
-    // The descriptor itself: the standard library's handle has a lock that a stalled write would hold, and anything
-    // that prints at exit would then wait for ever.
+    // The descriptor itself: the standard library's handle has a lock that a stalled write would hold, and
+    // anything that prints at exit would then wait for ever.
     let stdout = File::from(io::stdout().as_fd().try_clone_to_owned()?);
     let (subscriber, logs) = subscriber(format, filter, stdout, dropped)?;
     tracing::subscriber::set_global_default(subscriber).map_err(|_| StartError::Installed)?;
