@@ -1,5 +1,6 @@
 //! Real handshakes in memory: whom each side accepts, whom it refuses and with which words.
 
+use rcgen::CustomExtension;
 use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider, kx_group};
 use rustls::crypto::{CryptoProvider, SupportedKxGroup};
 use rustls::pki_types::ServerName;
@@ -96,7 +97,11 @@ fn resolver(issued: Issued) -> Arc<SingleCertAndKey> {
 
 /// A server that shows anything and asks for nothing: hostile ones do not check themselves.
 fn serving(issued: Issued) -> Arc<ServerConfig> {
-    let mut config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+    serving_by(default_provider(), issued)
+}
+
+fn serving_by(provider: CryptoProvider, issued: Issued) -> Arc<ServerConfig> {
+    let mut config = ServerConfig::builder_with_provider(Arc::new(provider))
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_no_client_auth()
@@ -391,6 +396,37 @@ fn a_peer_without_the_hybrid_group_is_served_unless_only_that_is_allowed() {
         };
         assert!(matches!(error, Error::PeerIncompatible(_)), "{error}");
     }
+}
+
+#[test]
+fn a_server_without_the_hybrid_group_is_reached_by_the_next_one() {
+    let mint = Mint::new();
+    for group in [kx_group::X25519, kx_group::SECP256R1, kx_group::SECP384R1] {
+        let provider = CryptoProvider { kx_groups: vec![group], ..default_provider() };
+        let client = mint.credentials(&id("till")).client_config(only(id("cart")));
+        let (client, _) = shake(client, serving_by(provider, mint.issue_for(&id("cart")))).unwrap();
+        assert_eq!(client.negotiated_key_exchange_group().unwrap().name(), group.name());
+    }
+}
+
+#[test]
+fn a_second_uri_that_is_no_text_is_not_overlooked() {
+    let mint = Mint::new();
+    let cart = id("cart");
+    let (good, length) = (cart.as_str().as_bytes(), u8::try_from(cart.as_str().len()).unwrap());
+    let undecodable = [0x86, 1, 0xff];
+    let readable = [&[0x86, length], good].concat();
+    let refused = |names: &[u8]| {
+        let san = [&[0x30, u8::try_from(names.len()).unwrap()], names].concat();
+        let mut params = Mint::leaf(vec![]);
+        params.custom_extensions = vec![CustomExtension::from_oid_content(&[2, 5, 29, 17], san)];
+        let why = peer_error(&server_meets(&mint, mint.issue(&params))).clone();
+        assert_eq!(*peer_error(&client_meets(&mint, mint.issue(&params))), why);
+        why
+    };
+    let both = [&readable[..], &undecodable].concat();
+    assert_eq!(refused(&both), PeerError::San(SanError::SeveralUris(2)));
+    assert!(matches!(refused(&undecodable), PeerError::San(SanError::Unreadable(_))));
 }
 
 #[test]

@@ -458,3 +458,26 @@ async fn handshakes_during_renewal_never_fail() {
     }
     assert!(seen.len() >= 5, "200 s at one renewal each 30 s: {}", seen.len());
 }
+
+#[test]
+fn workers_on_other_threads_are_served() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let home = tempfile::tempdir().unwrap();
+    let ca = EmbeddedCa::open(home.path(), "cluster.local", Clock::system()).unwrap();
+    let policy = TlsPolicy::new(Tls::default(), Clock::system());
+    let (store, keeper) = Store::new(Arc::new(ca), hours(1), policy);
+    std::thread::scope(|scope| {
+        scope.spawn(|| runtime().block_on(keeper.run()));
+        let lent = |store: Store| runtime().block_on(store.credentials(&id("cart"))).unwrap();
+        let workers: Vec<_> = (0..4)
+            .map(|_| {
+                let store = store.clone();
+                scope.spawn(move || lent(store))
+            })
+            .collect();
+        let lent: Vec<_> = workers.into_iter().map(|worker| worker.join().unwrap()).collect();
+        assert!(lent.iter().all(|credentials| Arc::ptr_eq(credentials, &lent[0])));
+        // The last handle; the keeper's thread ends with it.
+        drop(store);
+    });
+}

@@ -227,7 +227,7 @@ fn a_file_or_directory_of_another_user_is_refused() {
 
 #[test]
 fn a_file_that_is_not_one_whole_root_is_refused() {
-    let (home, other) = (home(), self::home());
+    let (home, other) = (home(), home());
     let file = home.path().join("root.pem");
     let whole = fs::read_to_string(&file).unwrap();
     let foreign = fs::read_to_string(other.path().join("root.pem")).unwrap();
@@ -242,6 +242,7 @@ fn a_file_that_is_not_one_whole_root_is_refused() {
     let leaf_text = leaf.serialize_pem() + &params.self_signed(&leaf).unwrap().pem();
     let truncated = &whole[..whole.len() - 40];
     for (text, what) in [
+        (whole.repeat(100).as_str(), "it has more than 65536 bytes"),
         ("", "it has 0 certificates"),
         ("garbage", "it has 0 certificates"),
         (truncated, "it is no whole PEM file"),
