@@ -7,8 +7,8 @@ use rustls::pki_types::ServerName;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::{TLS12, TLS13};
 use rustls::{
-    AlertDescription, CertificateError, CipherSuite, ClientConfig, ClientConnection, Error, NamedGroup,
-    ProtocolVersion, RootCertStore, ServerConfig, ServerConnection, SupportedProtocolVersion,
+    AlertDescription, CertificateError, CipherSuite, ClientConfig, ClientConnection, Error, HandshakeKind,
+    NamedGroup, ProtocolVersion, RootCertStore, ServerConfig, ServerConnection, SupportedProtocolVersion,
 };
 
 use crate::identity::{PeerError, SanError, SpiffeError, VerifiedPeer, require_h2};
@@ -151,10 +151,7 @@ fn two_workloads_of_one_root_prove_themselves_to_each_other() {
     assert_eq!(client.protocol_version(), Some(ProtocolVersion::TLSv1_3));
     assert_eq!(client.negotiated_key_exchange_group().unwrap().name(), NamedGroup::X25519MLKEM768);
     assert_eq!(client.negotiated_cipher_suite().unwrap().suite(), CipherSuite::TLS13_AES_256_GCM_SHA384);
-    assert_eq!(
-        (client.tls13_tickets_received(), server.handshake_kind()),
-        (0, Some(rustls::HandshakeKind::Full))
-    );
+    assert_eq!((client.tls13_tickets_received(), server.handshake_kind()), (0, Some(HandshakeKind::Full)));
 }
 
 #[test]
@@ -427,6 +424,26 @@ fn a_second_uri_that_is_no_text_is_not_overlooked() {
     let both = [&readable[..], &undecodable].concat();
     assert_eq!(refused(&both), PeerError::San(SanError::SeveralUris(2)));
     assert!(matches!(refused(&undecodable), PeerError::San(SanError::Unreadable(_))));
+}
+
+#[test]
+fn every_handshake_is_a_full_one() {
+    let mint = Mint::new();
+    let server = mint.credentials(&id("cart")).server_config();
+    let eager = |version| {
+        let issued = mint.issue_for(&id("till"));
+        dialling(&mint.certificate, Some(issued), default_provider(), &[version])
+    };
+    let policy = TlsPolicy::new(Tls { tls12: true, ..Tls::default() }, standing_clock());
+    let old = Credentials::new(&id("cart"), mint.issue_for(&id("cart")), &policy).unwrap().server_config();
+    let ours = mint.credentials(&id("till")).client_config(only(id("cart")));
+    let generous = serving(mint.issue_for(&id("cart")));
+    for (client, server) in [(eager(&TLS13), server), (eager(&TLS12), old), (ours, generous)] {
+        for _ in 0..2 {
+            let (client, _) = shake(client.clone(), server.clone()).unwrap();
+            assert_eq!(client.handshake_kind().map(|kind| kind != HandshakeKind::Resumed), Some(true));
+        }
+    }
 }
 
 #[test]

@@ -352,6 +352,16 @@ async fn a_connection_that_gives_up_leaves_the_certificate_to_others() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_connection_that_gave_up_no_longer_advances_retries() {
+    let ca = FakeCa::issuing_for(hours(24));
+    ca.now_answers(Answer::Refuse);
+    let store = start(&ca);
+    tokio::time::timeout(Duration::from_millis(1500), store.credentials(&id("cart"))).await.unwrap_err();
+    sleep(seconds(8)).await;
+    assert!((3..=5).contains(&ca.times()), "at 0, 1, about 3 and about 7 s, not {} times", ca.times());
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_keeper_ends_with_its_last_handle() {
     let clock = simulated();
     let ca = FakeCa::answering(Answer::Never, &clock);
