@@ -19,7 +19,7 @@ const MAX_CERTIFICATES: usize = 8;
 const MAX_BYTES: usize = 16 * 1024;
 
 /// A private key as PKCS#8 DER, wiped when dropped and never printed.
-pub struct PrivateKey(Zeroizing<Vec<u8>>);
+pub struct PrivateKey(pub(super) Zeroizing<Vec<u8>>);
 
 impl PrivateKey {
     /// Takes the key over. The caller keeps no copy, or wipes it.

@@ -252,6 +252,6 @@ pub enum RootError {
         path: PathBuf,
     },
     /// Making a new root failed.
-    #[error("making a new root failed: {0}")]
+    #[error("making a new root failed")]
     Make(#[source] Box<dyn Error + Send + Sync>),
 }

@@ -101,8 +101,14 @@ impl Home {
         }
         owned_by_us(&self.file, about.uid())?;
         closed_to_others(&self.file, about.permissions().mode(), 0o077, 0o600)?;
+        if about.len() > MAX_FILE {
+            return Err(RootError::Garbage {
+                path: path(),
+                what: format!("it has more than {MAX_FILE} bytes"),
+            });
+        }
         // Room for all of it at once: a buffer that grows leaves unwiped copies behind.
-        let room = usize::try_from(about.len().min(MAX_FILE)).map_or(0, |length| length + 64);
+        let room = usize::try_from(about.len()).map_or(0, |length| length + 64);
         let mut text = Zeroizing::new(Vec::with_capacity(room));
         file.take(MAX_FILE).read_to_end(&mut text).map_err(io("reading"))?;
         let root = parse(&text).map_err(|what| RootError::Garbage { path: path(), what })?;
