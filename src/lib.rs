@@ -20,8 +20,10 @@
 //! ```
 
 pub mod admin;
+pub mod app;
 pub mod capture;
 pub mod config;
+
 pub mod demo;
 pub mod discovery;
 pub mod flow;
@@ -35,3 +37,5 @@ pub mod node;
 pub mod outbound;
 pub mod policy;
 pub mod telemetry;
+pub mod version;
+pub mod worker;

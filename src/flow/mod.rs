@@ -1,1 +1,20 @@
 //! What both directions share about one connection: its record, its outcome, plaintext relaying.
+//!
+//! Opened by `outbound` or `inbound` once per connection, on the worker that owns it. A [`Record`] takes plain facts
+//! ([`Parties`]) and knows no tunnel and no policy; what they have to say at the end is an [`Outcome`].
+
+mod baggage;
+mod describe;
+pub mod live;
+mod outcome;
+mod record;
+pub mod relay;
+#[cfg(test)]
+mod tests;
+mod timeline;
+
+pub use baggage::{Baggage, BaggageError, WorkloadKind};
+pub use describe::{baggage_of, labels_of_service, peer_of};
+pub use outcome::{Direction, Outcome, Seen, Side};
+pub use record::{Parties, Peer, Record, early_deny};
+pub use timeline::{Stage, Timeline};

@@ -1,1 +1,57 @@
 //! Tunnels, as client and server: mutual TLS, HTTP/2, one CONNECT stream per connection.
+//!
+//! A tunnel is one TLS connection between two proxies; any number of application connections of the same key
+//! (see [`TunnelKey`]) share it. Handshakes happen on their own small [`Handshakes`] pool and the finished
+//! connection moves to the worker that will own it, where it stays. Who may talk to whom is not decided here:
+//! [`crate::outbound`] says where a tunnel goes and whom to expect, [`crate::inbound`] judges each stream.
+//!
+//! The seam of the data path is [`Tunnel::open`] and [`Incoming::accept`], which both yield an [`Opened`], and
+//! [`Opened::carry`]: nobody outside this room reads or writes tunnel bytes. Behind it stands the *classic*
+//! carrier (`classic.rs`): the h2 crate over tokio-rustls. One [`Pool`] exists per pod and worker.
+//!
+//! Source: Istio HBONE (`ports, TLS profile, headers`), RFC 9113 §8.5 (CONNECT), RFC 8446.
+
+use std::time::Duration;
+
+mod classic;
+mod connect;
+mod error;
+mod handshake;
+mod keepalive;
+mod pool;
+#[cfg(test)]
+mod tests;
+mod transport;
+
+pub use classic::{Ended, Incoming, Meter, Opened, Server, Tunnel};
+pub use connect::{ConnectRequest, TraceIds};
+pub use error::{HandshakeError, OpenError};
+pub use handshake::{DialPlan, Handshakes, Secured, Stamps};
+pub use pool::{Acquired, Placement, Pool, TunnelKey, WorkerId};
+
+/// HTTP/2 parameters of both roles and the limits of the pool.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Receive window of one stream, in bytes (`HTTP2_STREAM_WINDOW_SIZE`).
+    pub stream_window: u32,
+    /// Receive window of a whole tunnel, in bytes (`HTTP2_CONNECTION_WINDOW_SIZE`).
+    pub connection_window: u32,
+    /// Largest frame we accept, in bytes (`HTTP2_FRAME_SIZE`).
+    pub frame_size: u32,
+    /// Streams that share one tunnel before another is opened (`POOL_MAX_STREAMS_PER_CONNECTION`).
+    pub streams_per_tunnel: usize,
+    /// How long a tunnel without streams is kept (`POOL_UNUSED_RELEASE_TIMEOUT`).
+    pub idle_release: Duration,
+}
+
+/// Port of the tunnel listener in every pod.
+pub const HBONE_PORT: u16 = 15008;
+
+/// A TLS handshake that takes longer is given up, in both roles.
+pub const TLS_DEADLINE: Duration = Duration::from_secs(5);
+/// The peer's HTTP/2 preface and SETTINGS must arrive within this.
+pub const PREFACE_DEADLINE: Duration = Duration::from_secs(5);
+/// One TCP connect attempt.
+pub const TCP_DEADLINE: Duration = Duration::from_secs(5);
+/// The answer to a CONNECT request.
+pub const CONNECT_DEADLINE: Duration = Duration::from_secs(10);

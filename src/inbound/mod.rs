@@ -1,1 +1,466 @@
 //! From the mesh to a pod: one connection from start to end.
+//!
+//! [`Inbound`] exists once per worker. A tunnel arrives on the pod's 15008, proves its peer, and yields CONNECT
+//! streams; each is parsed (`request.rs`), given its address in the pod (`target.rs`), judged (`admit.rs`), dialled
+//! and carried. Plaintext callers go the same way, with no identity to show (`passthrough.rs`). The application is
+//! dialled only with an [`admit::Admitted`] in hand, and only when it has answered does the caller get its 200.
+
+pub mod admit;
+mod passthrough;
+pub mod request;
+pub mod target;
+
+use std::fmt::Display;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::{HeaderMap, HeaderValue, StatusCode};
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+
+use crate::capture::{Accepted, Acceptor, Pod, SpoofError, connected};
+use crate::flow::live::Live;
+use crate::flow::relay;
+use crate::flow::{
+    Baggage, Outcome, Parties, Peer, Record, Seen, Side, Stage, Timeline, baggage_of, early_deny,
+    labels_of_service, peer_of,
+};
+use crate::hbone::{self, Ended, HandshakeError, Handshakes, Incoming, Placement, Secured, Server, TCP_DEADLINE, WorkerId};
+use crate::identity::{Store, VerifiedPeer};
+use crate::mesh::{Handle, Snapshot, Workload};
+use crate::net::ClientAddr;
+use crate::net::mailbox::Post;
+use crate::net::socket::SourceAddress;
+use crate::policy::{Denial, Facts};
+use crate::telemetry::{Counter, Refusal, Reporter, Security, Shard, Text};
+use admit::{Admitted, Cut, Judged, Subject, admit};
+use request::TunnelRequest;
+use target::{NoTarget, Target, target};
+
+/// What this room needs to know of the settings.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The network this node is on.
+    pub network: Arc<str>,
+    /// This cluster, for baggage.
+    pub cluster: Arc<str>,
+    /// Whether requests' baggage is read, and answers carry ours.
+    pub baggage: bool,
+    /// Tunnel parameters.
+    pub hbone: hbone::Config,
+}
+
+/// How long a connection waits for the control plane to name its pod.
+const WORKLOAD_DEADLINE: Duration = Duration::from_secs(5);
+
+/// One worker's inbound side.
+pub struct Inbound {
+    worker: WorkerId,
+    config: Config,
+    mesh: Handle,
+    store: Store,
+    handshakes: Handshakes,
+    placement: Arc<Placement>,
+    post: Post<Self>,
+    shard: Shard,
+    replaced: Counter,
+    judged: Judged,
+    tunnels: Live<Arc<Pod>, End>,
+}
+
+/// How a tunnel is told to end.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    /// No new streams; those there are run on.
+    InOrder,
+    /// At once.
+    Now,
+}
+
+/// What all streams of one tunnel have in common.
+struct Tunnel {
+    pod: Arc<Pod>,
+    peer: VerifiedPeer,
+    client: ClientAddr,
+    /// Our address: the pod's, port 15008.
+    local: SocketAddr,
+}
+
+/// Why an application was not reached.
+#[derive(Debug, thiserror::Error)]
+enum DialError {
+    #[error(transparent)]
+    Source(#[from] SpoofError),
+    #[error("{0}")]
+    Connect(#[from] io::Error),
+}
+
+impl DialError {
+    fn into_io(self) -> io::Error {
+        match self {
+            Self::Connect(cause) => cause,
+            Self::Source(cause) => io::Error::other(cause.to_string()),
+        }
+    }
+}
+
+impl Inbound {
+    /// One worker's inbound side, with no connections.
+    #[expect(clippy::too_many_arguments, reason = "each room's handles are given one by one, and only here")]
+    pub fn new(
+        worker: WorkerId,
+        config: Config,
+        mesh: Handle,
+        store: Store,
+        handshakes: Handshakes,
+        placement: Arc<Placement>,
+        post: Post<Self>,
+        shard: Shard,
+        replaced: Counter,
+    ) -> Rc<Self> {
+        Rc::new(Self {
+            worker,
+            config,
+            mesh,
+            store,
+            handshakes,
+            placement,
+            post,
+            shard,
+            replaced,
+            judged: Judged::default(),
+            tunnels: Live::default(),
+        })
+    }
+
+    /// Serves one pod's tunnel port until it is dropped.
+    pub async fn serve(self: Rc<Self>, pod: Arc<Pod>, mut listener: Acceptor) {
+        loop {
+            let accepted = listener.next().await;
+            tokio::task::spawn_local(self.clone().arrived(pod.clone(), accepted));
+        }
+    }
+
+    /// Judges every live connection by the latest snapshot.
+    pub fn judge_again(&self) {
+        admit::judge_again(&self.judged, &self.mesh.load());
+    }
+
+    /// Ends every connection and tunnel of `pod` at once.
+    pub fn cut(&self, pod: &str) {
+        self.judged.cut(|subject| (*subject.pod.uid == *pod).then_some(Cut::Drained));
+        self.tunnels.cut(|of| (*of.uid == *pod).then_some(End::Now));
+    }
+
+    /// Tells every peer to open no more streams; those there are run on.
+    pub fn drain(&self) {
+        self.tunnels.cut(|_| Some(End::InOrder));
+    }
+
+    /// Ends everything at once.
+    pub fn cut_all(&self) {
+        self.judged.cut(|_| Some(Cut::Drained));
+        self.tunnels.cut(|_| Some(End::Now));
+    }
+
+    /// Shows each live connection.
+    pub fn each(&self, show: impl FnMut(&Subject)) {
+        self.judged.each(show);
+    }
+
+    /// From accept to the worker that will own the tunnel.
+    async fn arrived(self: Rc<Self>, pod: Arc<Pod>, accepted: Accepted) {
+        let _open = self.shard.socket(Reporter::Destination);
+        let ticket = self.tunnels.enter(pod.clone());
+        let client = accepted.client;
+        let local = accepted.socket.local_addr();
+        let secured = tokio::select! {
+            secured = self.secure(&pod, accepted) => secured,
+            _ = ticket.cut() => return,
+        };
+        let secured = match secured {
+            Ok(secured) => secured,
+            Err((kind, why)) => {
+                let local = local.map_or_else(|_| client.addr(), crate::net::canonical);
+                return early_deny(&self.shard, Reporter::Destination, client, local, kind, &why);
+            }
+        };
+        let owner = self.placement.least_loaded(self.worker);
+        if owner == self.worker {
+            return self.tunnel(pod, secured).await;
+        }
+        self.post.to(owner, move |inbound| {
+            let inbound = inbound.clone();
+            tokio::task::spawn_local(async move {
+                let _open = inbound.shard.socket(Reporter::Destination);
+                inbound.tunnel(pod, secured).await;
+            });
+        });
+    }
+
+    async fn secure(&self, pod: &Pod, accepted: Accepted) -> Result<Secured, (Refusal, String)> {
+        let local = self.workload(pod).await.ok_or_else(|| (Refusal::UnknownWorkload, unknown(pod)))?;
+        let identity = local.identity().map_err(|cause| (Refusal::UnknownWorkload, cause.to_string()))?;
+        let credentials = self
+            .store
+            .credentials(identity)
+            .await
+            .map_err(|cause| (Refusal::UnknownWorkload, format!("identity error: {cause}")))?;
+        self.handshakes.accept(accepted.socket, credentials.server_config()).await.map_err(|cause| match cause {
+            HandshakeError::Busy(_) => (Refusal::OverBudget, cause.to_string()),
+            HandshakeError::Draining => (Refusal::Draining, cause.to_string()),
+            cause => (Refusal::TlsHandshake, format!("tls handshake error: {cause}")),
+        })
+    }
+
+    /// One tunnel, on the worker that owns it.
+    async fn tunnel(self: Rc<Self>, pod: Arc<Pod>, secured: Secured) {
+        let _carried = self.placement.carry(self.worker);
+        let ticket = self.tunnels.enter(pod.clone());
+        let tunnel = Rc::new(Tunnel {
+            pod,
+            peer: secured.peer.clone(),
+            client: ClientAddr::new(secured.remote),
+            local: secured.local,
+        });
+        let (drain, draining) = oneshot::channel::<()>();
+        let control = async {
+            let mut drain = Some(drain);
+            loop {
+                match ticket.cut().await {
+                    End::InOrder => drop(drain.take().map(|drain| drain.send(()))),
+                    End::Now => return,
+                }
+            }
+        };
+        let serving = async {
+            let server = Server::start(secured, &self.config.hbone).await.map_err(|cause| cause.to_string())?;
+            let each = |incoming| {
+                tokio::task::spawn_local(self.clone().stream(tunnel.clone(), incoming));
+            };
+            // Never dropped before `serve` ends, so an error here cannot be taken for the order to drain.
+            server.serve(each, async { drop(draining.await) }).await
+        };
+        tokio::select! {
+            ended = serving => if let Err(why) = ended {
+                tracing::debug!(peer = %tunnel.client, %why, "tunnel ended");
+            },
+            () = control => {}
+        }
+    }
+
+    /// One CONNECT, from its head to its end.
+    async fn stream(self: Rc<Self>, tunnel: Rc<Tunnel>, incoming: Incoming) {
+        let at = Instant::now();
+        let deny = |incoming: Incoming, status: StatusCode, kind, why: &dyn Display| {
+            incoming.refuse(status);
+            early_deny(&self.shard, Reporter::Destination, tunnel.client, tunnel.local, kind, why);
+        };
+        let request = match TunnelRequest::parse(incoming.head()) {
+            Ok(request) => request,
+            Err(bad) => return deny(incoming, StatusCode::BAD_REQUEST, Refusal::BadRequest, &bad),
+        };
+        let Some(local) = self.workload(&tunnel.pod).await else {
+            let why = unknown(&tunnel.pod);
+            return deny(incoming, StatusCode::SERVICE_UNAVAILABLE, Refusal::UnknownWorkload, &why);
+        };
+        let found = target(&request.authority, tunnel.local.ip(), &local, &self.mesh.load());
+        let found = match found {
+            Ok(found) => found,
+            Err(none) => return deny(incoming, none.status(), refusal(&none), &none),
+        };
+        let parties = self.parties(&tunnel, &request, &found, &local, incoming.head().headers());
+        let mut timeline = Timeline::new(at);
+        timeline.stamp(Stage::Resolved, Instant::now());
+        let record = Record::open(&self.shard, timeline, parties);
+
+        let facts =
+            Facts { source: Some(tunnel.peer.identity().clone()), client: tunnel.client, target: found.addr };
+        let subject = Subject { pod: tunnel.pod.clone(), facts, asked: request.service.clone() };
+        let admitted = match self.admit(subject, &local, &record) {
+            Ok(admitted) => admitted,
+            Err(denied) => {
+                // Not 403: L7 proxies in front of us tell the two apart.
+                incoming.refuse(StatusCode::UNAUTHORIZED);
+                record.close(&denied);
+                return;
+            }
+        };
+        let outcome = self.connect_and_carry(&admitted, incoming, &local, &record).await;
+        record.close(&outcome);
+    }
+
+    async fn connect_and_carry(
+        &self,
+        admitted: &Admitted,
+        mut incoming: Incoming,
+        local: &Workload,
+        record: &Record,
+    ) -> Outcome {
+        let _carried = self.placement.carry(self.worker);
+        let app = tokio::select! {
+            app = self.dial(admitted) => app,
+            cut = admitted.revoked() => {
+                incoming.refuse(StatusCode::UNAUTHORIZED);
+                return cut_short(cut);
+            }
+            () = incoming.cancelled() => return Outcome::Reset { by: Side::Client, seen: Seen::Stream(CANCEL) },
+        };
+        let app = match app {
+            Ok(app) => app,
+            Err(cause) => {
+                incoming.refuse(StatusCode::SERVICE_UNAVAILABLE);
+                return Outcome::ConnectFailed(cause.into_io());
+            }
+        };
+        record.stamp(Stage::Connect);
+        let baggage = (self.config.baggage)
+            .then(|| baggage_of(local, &self.config.cluster))
+            .flatten()
+            .and_then(|text| HeaderValue::from_str(&text).ok());
+        let opened = match incoming.accept(baggage) {
+            Ok(opened) => opened,
+            Err(cause) => return Outcome::TunnelLost(cause.to_string()),
+        };
+        let meter = Counting(record);
+        tokio::select! {
+            ended = opened.carry(app, &meter) => match ended {
+                Ended::Complete => Outcome::Complete,
+                Ended::AppReset(_) => Outcome::Reset { by: Side::Server, seen: Seen::Socket },
+                Ended::PeerReset(code) => Outcome::Reset { by: Side::Client, seen: Seen::Stream(code.into()) },
+                Ended::TunnelLost(cause) => Outcome::TunnelLost(cause),
+            },
+            cut = admitted.revoked() => cut_short(cut),
+        }
+    }
+
+    /// Dials the application of an admitted connection, and nothing else: the proof names the address.
+    async fn dial(&self, admitted: &Admitted) -> Result<TcpStream, DialError> {
+        let dialled = admitted.pod().dial_as(admitted.client().ip(), admitted.target())?;
+        if dialled.source == SourceAddress::Replaced {
+            self.replaced.increment();
+        }
+        Ok(connected(dialled.socket, TCP_DEADLINE).await?)
+    }
+
+    fn admit(&self, subject: Subject, local: &Workload, record: &Record) -> Result<Admitted, Outcome> {
+        match admit(&self.judged, subject, local, &self.mesh.load()) {
+            Ok(admitted) => {
+                if let Some(policy) = admitted.by() {
+                    record.allowed_by(policy.to_string().into());
+                }
+                Ok(admitted)
+            }
+            Err(denial) => {
+                Err(Outcome::Denied { reason: denial.to_string(), policy: denied_by(&denial) })
+            }
+        }
+    }
+
+    /// Who talks to whom on a tunnel's stream.
+    fn parties(
+        &self,
+        tunnel: &Tunnel,
+        request: &TunnelRequest,
+        found: &Target,
+        local: &Workload,
+        headers: &HeaderMap,
+    ) -> Parties {
+        let mesh = self.mesh.load();
+        let identity = tunnel.peer.identity();
+        // Behind a gateway the address is the gateway's and says nothing about the source.
+        let through_gateway =
+            request.from_network.as_deref().is_some_and(|of| !of.eq_ignore_ascii_case(&self.config.network));
+        let known = (!through_gateway)
+            .then(|| mesh.workload_at(&self.config.network, tunnel.client.ip()))
+            .flatten();
+        let source = match known {
+            Some(workload) => Peer { identity: Some(identity.clone()), ..peer_of(workload) },
+            None => {
+                let fields = headers.get_all("baggage").iter().map(HeaderValue::as_bytes);
+                let baggage = (self.config.baggage).then(|| Baggage::decode(fields).ok().flatten()).flatten();
+                Peer::source_from_baggage(&baggage.unwrap_or_default(), Some(identity.clone()))
+            }
+        };
+        let service = found.service.as_ref().or_else(|| {
+            mesh.guess_service(local, request.service.as_deref(), found.addr.port())
+        });
+        Parties {
+            reporter: Reporter::Destination,
+            client: tunnel.client,
+            source,
+            destination: peer_of(local),
+            dst_addr: tunnel.local,
+            hbone_addr: Some(request.authority.to_string().into()),
+            service: service.map(|service| labels_of_service(service)),
+            security: Security::MutualTls,
+        }
+    }
+
+    /// The pod's workload, waiting for the control plane to name it.
+    async fn workload(&self, pod: &Pod) -> Option<Arc<Workload>> {
+        let find = |mesh: &Snapshot| {
+            mesh.local_workload(&pod.name, &pod.namespace, &pod.service_account).cloned()
+        };
+        self.mesh.wait_for(WORKLOAD_DEADLINE, find).await
+    }
+}
+
+fn unknown(pod: &Pod) -> String {
+    let (sa, ns, name) = (&pod.service_account, &pod.namespace, &pod.name);
+    format!("failed to fetch information about local workload: {sa}.{ns} ({name})")
+}
+
+/// RST_STREAM code of a peer that no longer wants its stream (RFC 9113 §7).
+const CANCEL: u32 = 8;
+
+fn refusal(none: &NoTarget) -> Refusal {
+    match none {
+        NoTarget::Mismatch { .. } => Refusal::BadRequest,
+        NoTarget::Recursive => Refusal::RecursiveCall,
+        NoTarget::UnknownHost(_) | NoTarget::NoPort(..) | NoTarget::ApplicationTunnel(_) => {
+            Refusal::UnknownDestination
+        }
+    }
+}
+
+/// The policy behind a denial, if one is.
+fn denied_by(denial: &Denial) -> Option<Text> {
+    match denial {
+        Denial::Explicit(key) | Denial::Missing(key) | Denial::MissingStrict(key) => Some(key.to_string().into()),
+        Denial::NoneAllowed => None,
+    }
+}
+
+/// The application is the server here.
+struct Counting<'a>(&'a Record);
+
+impl hbone::Meter for Counting<'_> {
+    fn from_app(&self, bytes: usize) {
+        self.0.sent(bytes as u64);
+    }
+
+    fn to_app(&self, bytes: usize) {
+        self.0.received(bytes as u64);
+    }
+}
+
+impl relay::Meter for Counting<'_> {
+    fn to_upstream(&self, bytes: usize) {
+        self.0.received(bytes as u64);
+    }
+
+    fn to_downstream(&self, bytes: usize) {
+        self.0.sent(bytes as u64);
+    }
+}
+
+fn cut_short(cut: Cut) -> Outcome {
+    match cut {
+        Cut::Policy(denial) => Outcome::PolicyChanged { policy: denied_by(&denial) },
+        Cut::Drained => Outcome::Drained,
+    }
+}

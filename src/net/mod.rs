@@ -1,9 +1,10 @@
 //! The kernel as typed functions: addresses with roles, socket options, network namespaces.
 //!
-//! Knows nothing of meshes or proxies. One file, [`sys`], holds all unsafe code of the crate. Nothing here
+//! Knows nothing of meshes or proxies. One file, `sys.rs`, holds all unsafe code of the crate. Nothing here
 //! lives longer than the call, except the descriptors it returns.
 
 mod addr;
+pub mod mailbox;
 mod netns;
 pub mod socket;
 #[expect(unsafe_code, reason = "the one file that talks to the kernel without a safe wrapper")]
@@ -13,4 +14,4 @@ mod tests;
 
 pub use addr::{ClientAddr, OriginalDst, TargetAddr, canonical};
 pub use netns::{Netns, NetnsId};
-pub use sys::die_with_this_thread;
+pub use sys::{die_with_this_thread, lower_thread_priority, watched};

@@ -72,6 +72,12 @@ impl Netns {
         self.id
     }
 
+    /// Moves the calling thread into this namespace for good. For a thread's own namespace this changes nothing and
+    /// tells whether the process may enter namespaces at all.
+    pub fn enter(&self) -> io::Result<()> {
+        Ok(setns(&self.fd, CloneFlags::CLONE_NEWNET)?)
+    }
+
     /// Runs `work` with the calling thread inside this namespace and brings the thread home again, also when
     /// `work` panics. Sockets made and processes started by `work` belong to this namespace for good.
     ///

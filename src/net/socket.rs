@@ -4,8 +4,8 @@
 //! own packets by it.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsFd, OwnedFd};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
@@ -203,12 +203,4 @@ pub fn original_dst(socket: &impl AsFd) -> io::Result<OriginalDst> {
 pub fn reset_on_close(socket: &impl AsFd) {
     // Failure means the socket is already dead, and then there is nobody left to tell.
     let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
-}
-
-/// The `TcpStream` over an accepted descriptor: non-blocking, without Nagle's delay.
-pub fn accepted(fd: OwnedFd) -> io::Result<TcpStream> {
-    let stream = TcpStream::from(fd);
-    stream.set_nonblocking(true)?;
-    stream.set_nodelay(true)?;
-    Ok(stream)
 }

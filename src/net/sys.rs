@@ -1,15 +1,17 @@
 //! System calls that no crate wraps safely: one call per function, borrowed descriptors in, owned ones out.
 
 use std::io;
-use std::mem::{size_of, size_of_val};
+use std::mem::size_of;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use nix::errno::Errno;
 use nix::libc::{self, c_int, socklen_t};
 use nix::sys::signal::{SigSet, Signal};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// `NS_GET_NSTYPE` of ioctl_ns(2): `_IO(0xb7, 0x3)`.
 const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
@@ -19,6 +21,14 @@ const SO_ORIGINAL_DST: c_int = 80;
 
 fn check(rc: c_int) -> io::Result<c_int> {
     if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(rc) }
+}
+
+/// The length of `T` as the kernel takes it.
+const fn len<T>() -> socklen_t {
+    assert!(size_of::<T>() <= 128, "socket options and addresses are small");
+    #[expect(clippy::cast_possible_truncation, reason = "asserted above")]
+    let len = size_of::<T>() as socklen_t;
+    len
 }
 
 fn set_flag(socket: BorrowedFd<'_>, level: c_int, name: c_int) -> io::Result<()> {
@@ -31,7 +41,7 @@ fn set_flag(socket: BorrowedFd<'_>, level: c_int, name: c_int) -> io::Result<()>
             level,
             name,
             (&raw const on).cast(),
-            size_of_val(&on) as socklen_t,
+            len::<c_int>(),
         )
     })
     .map(drop)
@@ -67,7 +77,7 @@ pub(super) fn set_bind_address_no_port(socket: BorrowedFd<'_>) -> io::Result<()>
 pub(super) fn original_dst_v4(socket: BorrowedFd<'_>) -> io::Result<SocketAddr> {
     // SAFETY: an all-zero sockaddr_in is a valid value of that plain struct.
     let mut out: libc::sockaddr_in = unsafe { std::mem::zeroed() };
-    let mut len = size_of::<libc::sockaddr_in>() as socklen_t;
+    let mut len = len::<libc::sockaddr_in>();
     // SAFETY: the borrow keeps the descriptor open; the kernel writes at most `len` bytes into `out`, which is
     // that long and outlives the call.
     check(unsafe {
@@ -87,7 +97,7 @@ pub(super) fn original_dst_v4(socket: BorrowedFd<'_>) -> io::Result<SocketAddr> 
 pub(super) fn original_dst_v6(socket: BorrowedFd<'_>) -> io::Result<SocketAddr> {
     // SAFETY: an all-zero sockaddr_in6 is a valid value of that plain struct.
     let mut out: libc::sockaddr_in6 = unsafe { std::mem::zeroed() };
-    let mut len = size_of::<libc::sockaddr_in6>() as socklen_t;
+    let mut len = len::<libc::sockaddr_in6>();
     // SAFETY: the borrow keeps the descriptor open; the kernel writes at most `len` bytes into `out`, which is
     // that long and outlives the call.
     check(unsafe {
@@ -101,6 +111,20 @@ pub(super) fn original_dst_v6(socket: BorrowedFd<'_>) -> io::Result<SocketAddr> 
     })?;
     let ip = Ipv6Addr::from(out.sin6_addr.s6_addr);
     Ok(SocketAddrV6::new(ip, u16::from_be(out.sin6_port), 0, 0).into())
+}
+
+/// Registers a descriptor with the calling thread's reactor, which must have one.
+pub fn watched(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd is open and names the same description for as long as it lives, here inside the AsyncFd,
+    // and `as_raw_fd` always returns that one number.
+    unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(io::Error::from)
+}
+
+/// Lets other threads of this process go first. A refusal changes nothing but latency.
+pub fn lower_thread_priority() {
+    const NICER: c_int = 5;
+    // SAFETY: no memory is passed; who = 0 names the calling thread (setpriority(2), "C library/kernel differences").
+    let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICER) };
 }
 
 /// Makes the process that `command` starts receive SIGKILL when the thread that starts it ends, so that no end

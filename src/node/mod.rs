@@ -14,6 +14,8 @@ mod metrics;
 mod session;
 mod socket;
 mod state;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 use std::future::Future;

@@ -1,1 +1,247 @@
 //! From a pod to the mesh: one connection from start to end.
+//!
+//! [`Outbound`] exists once per worker. A connection is captured, resolved to a [`route::Route`], placed on the worker
+//! that will own it, opened by `carry.rs` and carried until both ends are done. Nothing here judges whether it
+//! may be: the far side does that. No byte of the client leaves before the open succeeded.
+
+pub mod balance;
+mod carry;
+pub mod route;
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fmt::Display;
+use std::net::TcpStream;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::capture::{Accepted, Acceptor, OUTBOUND_PORT, Pod, is_own_port};
+use crate::flow::early_deny;
+use crate::flow::live::Live;
+use crate::hbone::{self, Handshakes, Placement, Pool, TunnelKey, WorkerId};
+use crate::identity::Store;
+use crate::mesh::{Handle, Snapshot, Workload};
+use crate::net::mailbox::Post;
+use crate::net::socket::{original_dst, reset_on_close};
+use crate::net::{ClientAddr, OriginalDst, canonical};
+use crate::telemetry::{Refusal, Reporter, Shard};
+use balance::Chance;
+use route::{NoRoute, Route, Source, route};
+
+/// What this room needs to know of the settings.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The network this node is on.
+    pub network: Arc<str>,
+    /// This cluster, for baggage.
+    pub cluster: Arc<str>,
+    /// Tunnel parameters.
+    pub hbone: hbone::Config,
+}
+
+/// How long a connection waits for the control plane to name its pod.
+const WORKLOAD_DEADLINE: Duration = Duration::from_secs(5);
+
+/// One worker's outbound side.
+pub struct Outbound {
+    worker: WorkerId,
+    config: Config,
+    mesh: Handle,
+    store: Store,
+    handshakes: Handshakes,
+    placement: Arc<Placement>,
+    post: Post<Self>,
+    shard: Shard,
+    live: Live<Subject, ()>,
+    pools: RefCell<HashMap<Arc<str>, Rc<Pool>>>,
+    chance: RefCell<Chance>,
+}
+
+/// One live connection, for operators and for the end of its pod.
+#[derive(Debug)]
+pub struct Subject {
+    /// The pod that dialled.
+    pub pod: Arc<Pod>,
+    /// The application's address.
+    pub client: ClientAddr,
+    /// What it dialled.
+    pub original: OriginalDst,
+}
+
+/// A captured connection with its first decision, on its way to the worker that will own it.
+struct Placed {
+    pod: Arc<Pod>,
+    accepted: Accepted,
+    original: OriginalDst,
+    source: Arc<Workload>,
+    route: Route,
+}
+
+impl Outbound {
+    /// One worker's outbound side, with no connections.
+    #[expect(clippy::too_many_arguments, reason = "each room's handles are given one by one, and only here")]
+    pub fn new(
+        worker: WorkerId,
+        config: Config,
+        mesh: Handle,
+        store: Store,
+        handshakes: Handshakes,
+        placement: Arc<Placement>,
+        post: Post<Self>,
+        shard: Shard,
+    ) -> Rc<Self> {
+        Rc::new(Self {
+            worker,
+            config,
+            mesh,
+            store,
+            handshakes,
+            placement,
+            post,
+            shard,
+            live: Live::default(),
+            pools: RefCell::default(),
+            chance: RefCell::default(),
+        })
+    }
+
+    /// Serves one pod's outgoing connections until it is dropped.
+    pub async fn serve(self: Rc<Self>, pod: Arc<Pod>, mut listener: Acceptor) {
+        loop {
+            let accepted = listener.next().await;
+            tokio::task::spawn_local(self.clone().captured(pod.clone(), accepted));
+        }
+    }
+
+    /// Ends every connection of `pod` at once, and its tunnels.
+    pub fn cut(&self, pod: &str) {
+        self.live.cut(|subject| (*subject.pod.uid == *pod).then_some(()));
+        self.pools.borrow_mut().remove(pod);
+    }
+
+    /// Ends everything at once.
+    pub fn cut_all(&self) {
+        self.live.cut(|_| Some(()));
+        self.pools.borrow_mut().clear();
+    }
+
+    /// Shows each live connection.
+    pub fn each(&self, show: impl FnMut(&Subject)) {
+        self.live.each(show);
+    }
+
+    /// From accept to the worker that will own the connection.
+    async fn captured(self: Rc<Self>, pod: Arc<Pod>, accepted: Accepted) {
+        let open = self.shard.socket(Reporter::Source);
+        let client = accepted.client;
+        let Some(original) = self.original(&accepted.socket, client) else { return };
+        let Some(source) = self.workload(&pod).await else {
+            let (sa, ns, name) = (&pod.service_account, &pod.namespace, &pod.name);
+            let why = format!("failed to fetch information about local workload: {sa}.{ns} ({name})");
+            return self.refuse(&accepted.socket, client, original, Refusal::UnknownWorkload, &why);
+        };
+        let decided = self.decide(&source, client, original, &[]);
+        let route = match decided {
+            Ok(route) => route,
+            Err(why) => return self.refuse(&accepted.socket, client, original, refusal(&why), &why),
+        };
+        let owner = match self.key(&source, client, &route) {
+            Some(key) => self.placement.place(&key, self.worker),
+            None => self.placement.least_loaded(self.worker),
+        };
+        let placed = Placed { pod, accepted, original, source, route };
+        if owner == self.worker {
+            return self.carry(placed).await;
+        }
+        drop(open);
+        self.post.to(owner, move |outbound| {
+            let outbound = outbound.clone();
+            tokio::task::spawn_local(async move {
+                let _open = outbound.shard.socket(Reporter::Source);
+                outbound.carry(placed).await;
+            });
+        });
+    }
+
+    /// What was dialled. `None` when the connection was refused here.
+    fn original(&self, socket: &TcpStream, client: ClientAddr) -> Option<OriginalDst> {
+        let original = match original_dst(socket) {
+            Ok(original) => original,
+            Err(cause) => {
+                // The connection is gone already: there is no address to speak of, and nobody to tell.
+                tracing::debug!(%client, %cause, "a captured connection has no original destination");
+                return None;
+            }
+        };
+        // Nobody redirected it: the pod dialled this listener itself, and carrying it on would come back here.
+        let direct = original.port() == OUTBOUND_PORT
+            && socket.local_addr().is_ok_and(|local| canonical(local) == original.addr());
+        if direct || (original.ip().is_loopback() && is_own_port(original.port())) {
+            self.refuse(socket, client, original, Refusal::RecursiveCall, &NoRoute::RecursiveCall);
+            return None;
+        }
+        Some(original)
+    }
+
+    /// Refuses a connection that has no record yet: the application sees a reset.
+    fn refuse(&self, socket: &TcpStream, client: ClientAddr, dst: OriginalDst, kind: Refusal, why: &dyn Display) {
+        early_deny(&self.shard, Reporter::Source, client, dst.addr(), kind, why);
+        reset_on_close(socket);
+    }
+
+    /// The pod's workload, waiting for the control plane to name it.
+    async fn workload(&self, pod: &Pod) -> Option<Arc<Workload>> {
+        let find = |mesh: &Snapshot| {
+            mesh.local_workload(&pod.name, &pod.namespace, &pod.service_account).cloned()
+        };
+        self.mesh.wait_for(WORKLOAD_DEADLINE, find).await
+    }
+
+    fn decide(
+        &self,
+        source: &Workload,
+        client: ClientAddr,
+        original: OriginalDst,
+        tried: &[Arc<str>],
+    ) -> Result<Route, NoRoute> {
+        let from = Source { workload: source, client: client.ip() };
+        route(&from, original, &self.config.network, &self.mesh.load(), &mut *self.chance.borrow_mut(), tried)
+    }
+
+    /// The key of the tunnel that `route` needs.
+    fn key(&self, source: &Workload, client: ClientAddr, route: &Route) -> Option<TunnelKey> {
+        let Route::Tunnel(to) = route else { return None };
+        Some(TunnelKey {
+            source: source.identity().ok()?.clone(),
+            source_ip: client.ip(),
+            expected: to.expected.clone(),
+            to: to.to,
+            workload: to.workload.uid.clone(),
+        })
+    }
+
+    fn pool(&self, pod: &Pod) -> Rc<Pool> {
+        let mut pools = self.pools.borrow_mut();
+        let pool = pools
+            .entry(pod.uid.clone())
+            .or_insert_with(|| Pool::start(self.worker, self.config.hbone.clone(), self.placement.clone()));
+        pool.clone()
+    }
+}
+
+/// The counter of connections refused before they had a record.
+fn refusal(why: &NoRoute) -> Refusal {
+    match why {
+        NoRoute::RecursiveCall => Refusal::RecursiveCall,
+        NoRoute::NoHealthyUpstream { .. } => Refusal::NoHealthyUpstream,
+        NoRoute::UnknownWaypoint { .. }
+        | NoRoute::UnknownGateway { .. }
+        | NoRoute::WaypointUnsupported { .. }
+        | NoRoute::GatewayUnsupported { .. } => Refusal::UnknownWaypoint,
+        NoRoute::NoService { .. }
+        | NoRoute::NoAddress { .. }
+        | NoRoute::HostnameUnsupported { .. }
+        | NoRoute::InvalidIdentity { .. } => Refusal::UnknownDestination,
+    }
+}

@@ -248,16 +248,19 @@ fn rules_too_many_or_out_of_order_are_found_and_mended() {
     let rules = ordinary();
     rules.install(&netns, &tools).unwrap();
     let installed = everything_in(&netns);
-    let unexpected = |chain: &str, spec: &str| Deviation::UnexpectedRule {
+    let unexpected = |table, chain: &str, spec: &str| Deviation::UnexpectedRule {
         family: Family::V4,
-        table: Table::Nat,
+        table,
         chain: chain.to_owned(),
         spec: spec.to_owned(),
     };
     for (break_it, expected) in [
-        ("iptables -t nat -I ISTIO_OUTPUT -j RETURN", unexpected("ISTIO_OUTPUT", "-j RETURN")),
-        ("iptables -t nat -A OUTPUT -j ISTIO_OUTPUT", unexpected("OUTPUT", "-j ISTIO_OUTPUT")),
-        ("iptables -t nat -A INPUT -p udp -j ISTIO_PRERT", unexpected("INPUT", "-p udp -j ISTIO_PRERT")),
+        ("iptables -t nat -I ISTIO_OUTPUT -j RETURN", unexpected(Table::Nat, "ISTIO_OUTPUT", "-j RETURN")),
+        ("iptables -t nat -A OUTPUT -j ISTIO_OUTPUT", unexpected(Table::Nat, "OUTPUT", "-j ISTIO_OUTPUT")),
+        (
+            "iptables -t mangle -A FORWARD -p udp -j ISTIO_PRERT",
+            unexpected(Table::Mangle, "FORWARD", "-p udp -j ISTIO_PRERT"),
+        ),
         (
             "iptables -t nat -D ISTIO_OUTPUT 1; iptables -t nat -A ISTIO_OUTPUT -d 169.254.7.127 -p tcp -j ACCEPT",
             Deviation::OutOfOrder(Family::V4, Table::Nat, Chain::OurOutput),
@@ -388,9 +391,9 @@ fn a_missing_program_names_its_package_and_nothing_is_changed() {
 fn output_nobody_expects_is_an_error_and_not_an_empty_state() {
     let netns = pod();
     for (program, printed) in
-        [("iptables-save", "-A OUTPUT -j ISTIO_OUTPUT"), ("iptables-save", "*nat\nwhat"), ("ip", "[}")]
+        [("iptables-save", "-A OUTPUT -j ISTIO_OUTPUT"), ("iptables-save", "*nat\\nwhat"), ("ip", "[}")]
     {
-        let (_directory, tools) = with_broken(program, &format!("printf '{printed}\\n'"));
+        let (_directory, tools) = with_broken(program, &format!("printf '%b\\n' '{printed}'"));
         let error = ordinary().verify(&netns, &tools).unwrap_err();
         assert!(matches!(error, Error::Unreadable { .. }), "{error}");
     }

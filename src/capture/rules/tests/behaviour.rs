@@ -66,7 +66,8 @@ fn nobody_came(listener: &TcpListener) {
 }
 
 fn dial(netns: &Netns, to: SocketAddr) -> TcpStream {
-    netns.run(|| TcpStream::connect_timeout(&to, PATIENCE)).unwrap()
+    let dialled = netns.run(|| TcpStream::connect_timeout(&to, PATIENCE));
+    dialled.unwrap_or_else(|cause| panic!("dialling {to}: {cause}"))
 }
 
 /// Dials as the proxy does, with its mark, and waits until it is connected.

@@ -1,0 +1,99 @@
+//! Accepts connections as raw descriptors and survives running out of descriptors.
+
+use std::fs::File;
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use rustix::net::{SocketFlags, acceptfrom_with};use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::net::{ClientAddr, watched};
+
+/// Pause after an accept error that is not the connection's own.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// A listener on the worker that serves it.
+pub struct Acceptor {
+    listener: AsyncFd<OwnedFd>,
+    /// Given up to accept and close one connection when no descriptor is left, so that the client learns of it.
+    reserve: Option<File>,
+}
+
+/// A connection nobody has read from, in no reactor.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The socket: non-blocking, not registered anywhere.
+    pub socket: TcpStream,
+    /// The far end.
+    pub client: ClientAddr,
+    /// When it was accepted.
+    pub at: Instant,
+}
+
+impl Acceptor {
+    /// Registers `listener` with the calling thread's reactor.
+    pub fn new(listener: TcpListener) -> io::Result<Self> {
+        Ok(Self { listener: watched(listener.into(), Interest::READABLE)?, reserve: reserve() })
+    }
+
+    /// The next connection. Errors that concern one connection are skipped; when descriptors run out, the oldest
+    /// waiting connection is closed and the rest wait.
+    ///
+    /// Cancel: nothing is lost.
+    pub async fn next(&mut self) -> Accepted {
+        loop {
+            match self.listener.async_io(Interest::READABLE, |listener| accept(listener)).await {
+                Ok((socket, addr)) => {
+                    return Accepted { socket, client: ClientAddr::new(addr), at: Instant::now() };
+                }
+                Err(cause) if is_about_one_connection(&cause) => {}
+                Err(cause) => {
+                    tracing::warn!(%cause, "cannot accept; raise the limit of open files if this goes on");
+                    if matches!(cause.raw_os_error(), Some(nix::libc::EMFILE | nix::libc::ENFILE)) {
+                        self.reserve = None;
+                        drop(accept(self.listener.get_ref()));
+                        self.reserve = reserve();
+                    }
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+/// One call for the descriptor, its flags and its address.
+fn accept(listener: &OwnedFd) -> io::Result<(TcpStream, SocketAddr)> {
+    let (socket, addr) = acceptfrom_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
+    let addr = addr.and_then(|addr| SocketAddr::try_from(addr).ok());
+    // A connection that ended before it was accepted may have no address; accept(2) calls that ECONNABORTED.
+    let addr = addr.ok_or_else(|| io::Error::from_raw_os_error(nix::libc::ECONNABORTED))?;
+    Ok((socket.into(), addr))
+}
+
+fn reserve() -> Option<File> {
+    File::open("/dev/null").ok()
+}
+
+/// accept(2): errors already pending on the new connection are reported here and mean nothing for the listener.
+fn is_about_one_connection(cause: &io::Error) -> bool {
+    use nix::libc::{
+        ECONNABORTED, EHOSTDOWN, EHOSTUNREACH, EINTR, EINVAL, ENETDOWN, ENETUNREACH, ENONET, ENOPROTOOPT, EPROTO,
+    };
+    matches!(
+        cause.raw_os_error(),
+        Some(
+            ECONNABORTED
+                | EHOSTDOWN
+                | EHOSTUNREACH
+                | EINTR
+                | EINVAL
+                | ENETDOWN
+                | ENETUNREACH
+                | ENONET
+                | ENOPROTOOPT
+                | EPROTO
+        )
+    )
+}

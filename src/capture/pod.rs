@@ -1,0 +1,114 @@
+//! One pod as the data path sees it: its namespace, its name, its listeners, and how its sockets are made.
+
+use std::io;
+use std::net::TcpListener;
+use std::sync::Arc;
+
+use super::spoof::Downstreams;
+use super::{OUTBOUND_PORT, PLAINTEXT_PORT, TUNNEL_PORT};
+use crate::net::socket::{self, Keepalive, Listen, Mark, SourceAddress, Transparent, default_congestion};
+use crate::net::{Netns, TargetAddr};
+
+/// How sockets in pods are made.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Packet mark that the capture rules exempt (`PACKET_MARK`).
+    pub mark: Mark,
+    /// Whether listeners share their port with another process (`INPOD_PORT_REUSE`).
+    pub reuse_port: bool,
+    /// Whether applications see the client's address (`ENABLE_ORIG_SRC`).
+    pub transparent: Transparent,
+    /// Whether listeners serve IPv6 (`IPV6_ENABLED`).
+    pub ipv6: bool,
+    /// Probes on application connections (`KEEPALIVE_*`).
+    pub keepalive: Option<Keepalive>,
+}
+
+/// One pod. Shared by the workers that carry its connections; the namespace lives as long as one of them.
+#[derive(Debug)]
+pub struct Pod {
+    /// Kubernetes pod UID.
+    pub uid: Arc<str>,
+    /// Pod name.
+    pub name: Arc<str>,
+    /// Kubernetes namespace.
+    pub namespace: Arc<str>,
+    /// Service account.
+    pub service_account: Arc<str>,
+    /// The pod's network namespace.
+    pub netns: Arc<Netns>,
+    /// How its sockets are made.
+    pub config: Config,
+    /// Whether its applications see the client's address.
+    pub source: SourceAddress,
+    /// Congestion control for sockets towards the pod's own applications, where the system's is unfit for that.
+    pub(super) congestion: Option<&'static str>,
+    pub(super) downstreams: Downstreams,
+}
+
+/// A pod's listeners, bound and listening, in no reactor.
+#[derive(Debug)]
+pub struct Listeners {
+    /// Outgoing connections of the pod.
+    pub outbound: TcpListener,
+    /// Plaintext connections to the pod.
+    pub plaintext: TcpListener,
+    /// Tunnels to the pod.
+    pub tunnel: TcpListener,
+}
+
+impl Pod {
+    /// Makes the pod's listeners inside its namespace: all of them or none.
+    ///
+    /// # Errors
+    /// The socket, the step and the kernel's answer.
+    pub fn listen(
+        uid: &str,
+        (namespace, name, service_account): (&str, &str, &str),
+        netns: Arc<Netns>,
+        config: Config,
+    ) -> io::Result<(Self, Listeners)> {
+        let (listeners, source, congestion) = netns.run(|| {
+            // Between proxy and application there is no network to be careful with, and bbr paces what could be
+            // handed over at once.
+            let congestion = match default_congestion() {
+                Ok(name) if name.starts_with("bbr") => Some("cubic"),
+                _ => None,
+            };
+            let one = |port, congestion| {
+                socket::listen(&Listen {
+                    addr: socket::wildcard(port, config.ipv6),
+                    mark: config.mark,
+                    reuse_port: config.reuse_port,
+                    transparent: config.transparent,
+                    congestion,
+                })
+            };
+            let (tunnel, source) = one(TUNNEL_PORT, None)?;
+            let (plaintext, _) = one(PLAINTEXT_PORT, None)?;
+            let (outbound, _) = one(OUTBOUND_PORT, congestion)?;
+            Ok((Listeners { outbound, plaintext, tunnel }, source, congestion))
+        })?;
+        let pod = Self {
+            uid: uid.into(),
+            name: name.into(),
+            namespace: namespace.into(),
+            service_account: service_account.into(),
+            netns,
+            config,
+            source,
+            congestion,
+            downstreams: Downstreams::default(),
+        };
+        Ok((pod, listeners))
+    }
+
+    /// A socket in the pod's namespace that will dial `to`, not yet bound.
+    pub(super) fn dialer(&self, to: TargetAddr) -> io::Result<socket2::Socket> {
+        let socket = socket::dialer(to.addr(), self.config.mark, self.config.keepalive)?;
+        if let Some(name) = self.congestion {
+            socket::prefer_congestion(&socket, name);
+        }
+        Ok(socket)
+    }
+}

@@ -1,0 +1,190 @@
+//! Dialling a pod's application with the client's address as source, and which source port may be used for that.
+//!
+//! A plaintext client's own connection passes through the pod's connection tracking as (client address, client port,
+//! pod port). A connection that this proxy opens in the client's name towards the same pod port must not have the
+//! same port, or one 4-tuple would stand for two connections and one of them hangs. So the ports of the live
+//! plaintext downstreams are kept in a table here, and a port that stands in it is not used.
+//!
+//! `bind` before `connect` picks from the odd half of the range first, `connect` alone from the even half, so
+//! clients and this proxy rarely meet.
+
+use std::collections::HashSet;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::pod::Pod;
+use crate::net::socket::{PortChoice, SourceAddress, bind_spoofed, dialer, start_connect};
+use crate::net::{ClientAddr, OriginalDst, TargetAddr};
+
+/// Ports tried before a client's address counts as used up.
+const TRIES: usize = 32;
+
+/// The live plaintext downstreams of one pod: (client address, dialled address). Bounded by the open sockets.
+#[derive(Debug, Default)]
+pub(super) struct Downstreams(Mutex<HashSet<(SocketAddr, SocketAddr)>>);
+
+impl Downstreams {
+    fn has(&self, client: SocketAddr, target: SocketAddr) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&(client, target))
+    }
+}
+
+/// One live plaintext downstream; its port is free again when this is dropped.
+#[derive(Debug)]
+pub struct Downstream {
+    pod: Arc<Pod>,
+    key: (SocketAddr, SocketAddr),
+}
+
+impl Downstream {
+    /// Notes that `client` has a connection to `dst` in `pod`.
+    pub fn enter(pod: &Arc<Pod>, client: ClientAddr, dst: OriginalDst) -> Self {
+        let key = (client.addr(), dst.addr());
+        pod.downstreams.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key);
+        Self { pod: pod.clone(), key }
+    }
+}
+
+impl Drop for Downstream {
+    fn drop(&mut self) {
+        self.pod.downstreams.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+    }
+}
+
+/// A connection to an application, under way.
+#[derive(Debug)]
+pub struct Spoofed {
+    /// Non-blocking, connecting: writability tells, then `SO_ERROR`.
+    pub socket: std::net::TcpStream,
+    /// Whose address the application sees.
+    pub source: SourceAddress,
+}
+
+/// Waits until a connection that is under way is up.
+///
+/// # Errors
+/// The kernel's answer, or `TimedOut` after `deadline`.
+pub async fn connected(socket: std::net::TcpStream, deadline: Duration) -> io::Result<TcpStream> {
+    let stream = TcpStream::from_std(socket)?;
+    let late = |_| io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {}s", deadline.as_secs()));
+    timeout(deadline, stream.writable()).await.map_err(late)??;
+    match stream.take_error()? {
+        Some(cause) => Err(cause),
+        None => Ok(stream),
+    }
+}
+
+/// Why the client's address could not be kept although it must be.
+#[derive(Debug, thiserror::Error)]
+pub enum SpoofError {
+    /// The kernel refused.
+    #[error("keeping the client's address {client} towards {to}: {cause}; ENABLE_ORIG_SRC=true forbids going on without it")]
+    Refused {
+        /// Whose address.
+        client: IpAddr,
+        /// The application.
+        to: TargetAddr,
+        /// What the kernel said.
+        cause: io::Error,
+    },
+    /// No usable port.
+    #[error("keeping the client's address {client} towards {to}: none of {TRIES} source ports was free")]
+    NoPort {
+        /// Whose address.
+        client: IpAddr,
+        /// The application.
+        to: TargetAddr,
+    },
+    /// Dialling failed for another reason than the source address.
+    #[error(transparent)]
+    Dial(#[from] io::Error),
+}
+
+impl Pod {
+    /// Starts to dial `to` inside the pod, as `client` where its address is to be kept.
+    ///
+    /// A client that is the target's own address is dialled for without keeping it: the pod calls itself.
+    ///
+    /// # Errors
+    /// [`SpoofError`]. Where keeping the address is best effort and the kernel refuses it, the connection goes on
+    /// from the pod's own address, and [`Spoofed::source`] says so for the caller to count and log.
+    pub fn dial_as(&self, client: IpAddr, to: TargetAddr) -> Result<Spoofed, SpoofError> {
+        let wanted = self.source == SourceAddress::Kept && client != to.ip() && client.is_ipv4() == to.ip().is_ipv4();
+        if !wanted {
+            let source =
+                if client == to.ip() { SourceAddress::Kept } else { SourceAddress::Replaced };
+            return Ok(Spoofed { socket: self.dial_plain(to)?, source });
+        }
+        match self.dial_spoofed(client, to) {
+            Ok(socket) => Ok(Spoofed { socket, source: SourceAddress::Kept }),
+            Err(refused @ (SpoofError::Refused { .. } | SpoofError::NoPort { .. })) => {
+                if self.config.transparent == crate::net::socket::Transparent::Required {
+                    return Err(refused);
+                }
+                tracing::warn!(%refused, "the application will see the pod's own address");
+                Ok(Spoofed { socket: self.dial_plain(to)?, source: SourceAddress::Replaced })
+            }
+            Err(dial) => Err(dial),
+        }
+    }
+
+    /// Starts to dial `to` from the pod's own address, over the network that is between.
+    pub fn dial_out(&self, to: SocketAddr) -> io::Result<std::net::TcpStream> {
+        self.netns.run(|| {
+            let socket = dialer(to, self.config.mark, self.config.keepalive)?;
+            start_connect(&socket, to)?;
+            Ok(socket.into())
+        })
+    }
+
+    fn dial_plain(&self, to: TargetAddr) -> io::Result<std::net::TcpStream> {
+        self.netns.run(|| {
+            let socket = self.dialer(to)?;
+            start_connect(&socket, to.addr())?;
+            Ok(socket.into())
+        })
+    }
+
+    fn dial_spoofed(&self, client: IpAddr, to: TargetAddr) -> Result<std::net::TcpStream, SpoofError> {
+        let refused = |cause| SpoofError::Refused { client, to, cause };
+        // Sockets that hold unusable ports, kept open so that the next try gets another one.
+        let mut held = Vec::new();
+        let mut choice = PortChoice::AtBind;
+        for _ in 0..TRIES {
+            let socket = self.netns.run(|| self.dialer(to))?;
+            let port = match bind_spoofed(&socket, client, choice) {
+                Err(cause) if cause.raw_os_error() == Some(nix::libc::EADDRINUSE) && choice == PortChoice::AtBind => {
+                    choice = PortChoice::AtConnect;
+                    continue;
+                }
+                bound => bound.map_err(refused)?,
+            };
+            match port {
+                Some(port) if self.downstreams.has(SocketAddr::new(client, port), to.addr()) => held.push(socket),
+                Some(_) => {
+                    start_connect(&socket, to.addr())?;
+                    return Ok(socket.into());
+                }
+                None => {
+                    start_connect(&socket, to.addr()).map_err(|cause| match cause.raw_os_error() {
+                        Some(nix::libc::EADDRNOTAVAIL) => SpoofError::NoPort { client, to },
+                        _ => SpoofError::Dial(cause),
+                    })?;
+                    let port = socket.local_addr()?.as_socket().map_or(0, |addr| addr.port());
+                    if !self.downstreams.has(SocketAddr::new(client, port), to.addr()) {
+                        return Ok(socket.into());
+                    }
+                    // Its SYN meets the live connection of that 4-tuple, which answers with a challenge ACK
+                    // and goes on (RFC 5961 §4).
+                    held.push(socket);
+                }
+            }
+        }
+        Err(SpoofError::NoPort { client, to })
+    }
+}

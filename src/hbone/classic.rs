@@ -1,0 +1,473 @@
+//! The classic carrier: HTTP/2 by the h2 crate over tokio-rustls.
+//!
+//! One per tunnel and role. Bytes are copied twice and allocated once per chunk; what it is for is to be plain
+//! and well-trodden.
+
+use std::cell::Cell;
+use std::io;
+use std::rc::Rc;
+use std::task::Poll;
+
+use bytes::{Bytes, BytesMut};
+use h2::client::{ResponseFuture, SendRequest};
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream, SendStream};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_rustls::TlsStream;
+
+use super::connect::ConnectRequest;
+use super::error::{HandshakeError, OpenError};
+use super::handshake::Secured;
+use super::transport::Transport;
+use super::{CONNECT_DEADLINE, Config, PREFACE_DEADLINE, keepalive};
+use crate::flow::relay::{Fin, reset_after_fin, write_all};
+use crate::identity::VerifiedPeer;
+use crate::net::socket::reset_on_close;
+
+/// Largest header lists we accept: a server reads other people's requests, a client reads answers.
+const CLIENT_HEADER_LIST: u32 = 16 * 1024;
+const SERVER_HEADER_LIST: u32 = 64 * 1024;
+/// Streams one client may have open on one of our tunnels.
+const SERVER_STREAMS: u32 = 200;
+/// Bytes of one stream that may wait for the tunnel's socket, per role.
+const CLIENT_SEND_BUFFER: usize = 4 << 20;
+const SERVER_SEND_BUFFER: usize = 400 << 10;
+/// Chunks read from an application: small at first, larger once a read filled one.
+const FIRST_CHUNK: usize = 16 << 10;
+const LARGEST_CHUNK: usize = 256 << 10;
+
+/// One tunnel, as client. Lives on one worker; clones of its `Rc` are its users.
+pub struct Tunnel {
+    requests: SendRequest<Bytes>,
+    peer: VerifiedPeer,
+    streams: Rc<Cell<usize>>,
+    /// Set once no new stream may be opened: the peer is going away, or the connection died.
+    closed: Rc<Cell<bool>>,
+    driver: JoinHandle<()>,
+}
+
+impl Tunnel {
+    /// Starts HTTP/2 on a finished handshake and adopts its socket.
+    pub async fn start(secured: Secured, config: &Config) -> Result<Self, HandshakeError> {
+        let peer = secured.peer.clone();
+        let stream = secured.adopt().map_err(|cause| HandshakeError::Tls(cause.into()))?;
+        let handshake = h2::client::Builder::new()
+            .enable_push(false)
+            .initial_window_size(config.stream_window)
+            .initial_connection_window_size(config.connection_window)
+            .max_frame_size(config.frame_size)
+            .max_header_list_size(CLIENT_HEADER_LIST)
+            .max_send_buffer_size(CLIENT_SEND_BUFFER)
+            .handshake::<_, Bytes>(stream);
+        let (requests, mut connection) = timeout(PREFACE_DEADLINE, handshake)
+            .await
+            .map_err(|_| HandshakeError::Http2Timeout(PREFACE_DEADLINE))?
+            .map_err(|cause| HandshakeError::Http2(cause.to_string()))?;
+        let pings = connection.ping_pong();
+        let closed = Rc::new(Cell::new(false));
+        let flag = closed.clone();
+        let driver = tokio::task::spawn_local(async move {
+            let watch = async {
+                match pings {
+                    Some(pings) => keepalive::watch(pings).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                ended = connection => if let Err(cause) = ended {
+                    tracing::debug!(%cause, "tunnel ended");
+                },
+                reason = watch => tracing::warn!(%reason, "tunnel cut"),
+            }
+            flag.set(true);
+        });
+        Ok(Self { requests, peer, streams: Rc::new(Cell::new(0)), closed, driver })
+    }
+
+    /// Who is at the other end.
+    pub fn peer(&self) -> &VerifiedPeer {
+        &self.peer
+    }
+
+    /// Streams open or being opened.
+    pub fn streams(&self) -> usize {
+        self.streams.get()
+    }
+
+    /// Whether the tunnel can take another stream, by our limit and by the peer's.
+    pub fn has_room(&self, limit: usize) -> bool {
+        !self.is_closed() && self.streams.get() < limit.min(self.requests.current_max_send_streams())
+    }
+
+    /// Whether the tunnel takes no more streams for good.
+    pub fn is_closed(&self) -> bool {
+        self.closed.get() || self.driver.is_finished()
+    }
+
+    /// Keeps new streams away; those open run on.
+    pub fn retire(&self) {
+        self.closed.set(true);
+    }
+
+    /// Opens one stream and waits for the peer's 200.
+    ///
+    /// No byte of the application is sent before that answer. Cancel: the stream is reset.
+    pub async fn open(&self, request: &ConnectRequest) -> Result<Opened, OpenError> {
+        let count = StreamCount::new(&self.streams);
+        let head = request.head().ok_or_else(|| OpenError::Lost("the authority forms no URI".into()))?;
+        let opening = async {
+            let mut requests = self.requests.clone().ready().await.map_err(|cause| self.lost(&cause))?;
+            let (response, send) = requests.send_request(head, false).map_err(|cause| self.lost(&cause))?;
+            let response = self.answer(response).await?;
+            if response.status() != StatusCode::OK {
+                return Err(OpenError::Status(response.status()));
+            }
+            let (parts, receive) = response.into_parts();
+            Ok(Opened { send, receive, headers: parts.headers, _count: Some(count) })
+        };
+        timeout(CONNECT_DEADLINE, opening).await.unwrap_or(Err(OpenError::Timeout(CONNECT_DEADLINE)))
+    }
+
+    async fn answer(&self, response: ResponseFuture) -> Result<Response<RecvStream>, OpenError> {
+        response.await.map_err(|cause| self.lost(&cause))
+    }
+
+    fn lost(&self, cause: &h2::Error) -> OpenError {
+        if cause.is_go_away() || cause.is_io() {
+            self.closed.set(true);
+        }
+        // A stream above the last id of a GOAWAY was not processed; h2 reports it as that GOAWAY.
+        let refused =
+            cause.reason() == Some(Reason::REFUSED_STREAM) || (cause.is_go_away() && cause.is_remote());
+        let text = cause.to_string();
+        if refused { OpenError::Refused(text) } else { OpenError::Lost(text) }
+    }
+}
+
+/// One tunnel, as server: yields the peer's CONNECT streams.
+pub struct Server {
+    connection: h2::server::Connection<TlsStream<Transport>, Bytes>,
+    pings: Option<h2::PingPong>,
+}
+
+impl Server {
+    /// Waits for the client's preface on a finished handshake and adopts its socket.
+    pub async fn start(secured: Secured, config: &Config) -> Result<Self, HandshakeError> {
+        let stream = secured.adopt().map_err(|cause| HandshakeError::Tls(cause.into()))?;
+        let handshake = h2::server::Builder::new()
+            .initial_window_size(config.stream_window)
+            .initial_connection_window_size(config.connection_window)
+            .max_frame_size(config.frame_size)
+            .max_header_list_size(SERVER_HEADER_LIST)
+            .max_concurrent_streams(SERVER_STREAMS)
+            .max_send_buffer_size(SERVER_SEND_BUFFER)
+            .handshake::<_, Bytes>(stream);
+        let mut connection = timeout(PREFACE_DEADLINE, handshake)
+            .await
+            .map_err(|_| HandshakeError::Http2Timeout(PREFACE_DEADLINE))?
+            .map_err(|cause| HandshakeError::Http2(cause.to_string()))?;
+        let pings = connection.ping_pong();
+        Ok(Self { connection, pings })
+    }
+
+    /// Serves until the tunnel ends: `each` gets every stream, `drain` begins a graceful end (GOAWAY, streams
+    /// run on).
+    ///
+    /// Returns why the tunnel ended; `Ok` when the peer closed it in order.
+    pub async fn serve(
+        mut self,
+        mut each: impl FnMut(Incoming),
+        drain: impl Future<Output = ()>,
+    ) -> Result<(), String> {
+        let pings = self.pings.take();
+        let watch = async {
+            match pings {
+                Some(pings) => keepalive::watch(pings).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(watch, drain);
+        let mut draining = false;
+        loop {
+            tokio::select! {
+                stream = self.connection.accept() => match stream {
+                    None => return Ok(()),
+                    Some(Err(cause)) => return Err(cause.to_string()),
+                    Some(Ok((request, respond))) => each(Incoming { request, respond }),
+                },
+                reason = &mut watch => {
+                    self.connection.abrupt_shutdown(Reason::NO_ERROR);
+                    return Err(reason);
+                }
+                () = &mut drain, if !draining => {
+                    draining = true;
+                    self.connection.graceful_shutdown();
+                }
+            }
+        }
+    }
+}
+
+/// A CONNECT that waits for its answer.
+pub struct Incoming {
+    request: Request<RecvStream>,
+    respond: SendResponse<Bytes>,
+}
+
+impl Incoming {
+    /// The request's head.
+    pub fn head(&self) -> &Request<RecvStream> {
+        &self.request
+    }
+
+    /// Answers with `status` and no body; the stream is over.
+    pub fn refuse(mut self, status: StatusCode) {
+        let mut response = Response::new(());
+        *response.status_mut() = status;
+        // The only error is a stream or tunnel that is gone already; then nobody waits for the answer.
+        if self.respond.send_response(response, true).is_ok() {
+            // RFC 9113 §8.1: the rest of the request is not needed, and that is no error.
+            self.respond.send_reset(Reason::NO_ERROR);
+        }
+    }
+
+    /// Answers 200: from here on DATA frames are the connection's bytes.
+    pub fn accept(mut self, baggage: Option<HeaderValue>) -> Result<Opened, OpenError> {
+        let mut response = Response::new(());
+        if let Some(baggage) = baggage {
+            response.headers_mut().insert("baggage", baggage);
+        }
+        let send =
+            self.respond.send_response(response, false).map_err(|cause| OpenError::Lost(cause.to_string()))?;
+        let (parts, receive) = self.request.into_parts();
+        Ok(Opened { send, receive, headers: parts.headers, _count: None })
+    }
+
+    /// Ready when the peer took its request back.
+    pub async fn cancelled(&mut self) {
+        let _ = std::future::poll_fn(|cx| self.respond.poll_reset(cx)).await;
+    }
+}
+
+/// An established stream, before its first byte.
+pub struct Opened {
+    send: SendStream<Bytes>,
+    receive: RecvStream,
+    headers: HeaderMap,
+    _count: Option<StreamCount>,
+}
+
+/// How carrying ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Both directions were finished in order.
+    Complete,
+    /// The application reset its connection; the peer was told by RST_STREAM.
+    AppReset(io::ErrorKind),
+    /// The peer reset the stream; the application was told by RST.
+    PeerReset(Reason),
+    /// The tunnel died; the application was told by RST.
+    TunnelLost(String),
+}
+
+/// Counts application bytes as they are delivered, in whichever direction.
+pub trait Meter {
+    /// Bytes from the application, handed to the tunnel.
+    fn from_app(&self, bytes: usize);
+    /// Bytes from the tunnel, written to the application.
+    fn to_app(&self, bytes: usize);
+}
+
+impl Opened {
+    /// The head of the other side: the request's headers for a server, the answer's for a client.
+    pub fn headers(&self) -> &HeaderMap {
+        &self.headers
+    }
+
+    /// Carries bytes both ways until both ends are done.
+    ///
+    /// One end's close is passed on as a half-close. A reset of either end, and the death of the tunnel, reach
+    /// the other end as a reset: nothing that was cut short looks complete.
+    ///
+    /// - Memory: none of ours while both ends are idle; one chunk of 16 to 256 KiB while bytes move.
+    /// - Cancel: dropping the future resets both ends.
+    /// - Source: RFC 9113 §8.5, RFC 9293 §3.6.1.
+    pub async fn carry(self, app: TcpStream, meter: &impl Meter) -> Ended {
+        let Self { mut send, mut receive, _count, .. } = self;
+        let app = Guarded { stream: app, clean: false };
+        let app_fin = Fin::default();
+        let ended = {
+            let to_tunnel = to_tunnel(&app.stream, &mut send, meter, &app_fin);
+            let to_app = to_app(&app.stream, &mut receive, meter, &app_fin);
+            tokio::pin!(to_tunnel, to_app);
+            tokio::select! {
+                sent = &mut to_tunnel => match sent {
+                    // The peer wants no more of us, which is no error: whether it is one shows in what the peer
+                    // itself sent, END_STREAM or not.
+                    Ok(()) | Err(Ended::PeerReset(Reason::NO_ERROR)) => to_app.await,
+                    Err(ended) => Err(ended),
+                },
+                received = &mut to_app => match received {
+                    Ok(()) => match to_tunnel.await {
+                        Err(Ended::PeerReset(Reason::NO_ERROR)) => Ok(()),
+                        sent => sent,
+                    },
+                    Err(ended) => Err(ended),
+                },
+            }
+        };
+        match ended {
+            Ok(()) => {
+                app.finish();
+                Ended::Complete
+            }
+            Err(ended) => {
+                if matches!(ended, Ended::AppReset(_)) {
+                    send.send_reset(Reason::CANCEL);
+                }
+                ended
+            }
+        }
+    }
+}
+
+/// Makes an application socket that is dropped before its time send RST.
+struct Guarded {
+    stream: TcpStream,
+    clean: bool,
+}
+
+impl Guarded {
+    fn finish(mut self) {
+        self.clean = true;
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        if !self.clean {
+            reset_on_close(&self.stream);
+        }
+    }
+}
+
+async fn to_tunnel(
+    app: &TcpStream,
+    send: &mut SendStream<Bytes>,
+    meter: &impl Meter,
+    app_fin: &Fin,
+) -> Result<(), Ended> {
+    let mut chunk = FIRST_CHUNK;
+    loop {
+        // A reset may come while the application says nothing.
+        tokio::select! {
+            ready = app.readable() => ready.map_err(|cause| Ended::AppReset(cause.kind()))?,
+            reset = std::future::poll_fn(|cx| send.poll_reset(cx)) => return Err(reset_while_sending(reset)),
+        }
+        let room = capacity(send, chunk).await?;
+        let mut buffer = BytesMut::with_capacity(room);
+        match app.try_read_buf(&mut buffer) {
+            Ok(0) => {
+                app_fin.set();
+                return send.send_data(Bytes::new(), true).map_err(|cause| ended_by(&cause));
+            }
+            Ok(read) => {
+                if read == chunk && chunk < LARGEST_CHUNK {
+                    chunk *= 4;
+                }
+                send.send_data(buffer.freeze(), false).map_err(|cause| ended_by(&cause))?;
+                meter.from_app(read);
+            }
+            Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => {}
+            Err(cause) => return Err(Ended::AppReset(cause.kind())),
+        }
+    }
+}
+
+/// Waits until the flow-control windows and our send buffer have room; at most `wanted`.
+async fn capacity(send: &mut SendStream<Bytes>, wanted: usize) -> Result<usize, Ended> {
+    send.reserve_capacity(wanted);
+    loop {
+        let room = send.capacity();
+        if room > 0 {
+            return Ok(room.min(wanted));
+        }
+        let granted = std::future::poll_fn(|cx| match send.poll_capacity(cx) {
+            Poll::Ready(granted) => Poll::Ready(granted),
+            Poll::Pending => match send.poll_reset(cx) {
+                Poll::Ready(Ok(reason)) => Poll::Ready(Some(Err(reason.into()))),
+                Poll::Ready(Err(cause)) => Poll::Ready(Some(Err(cause))),
+                Poll::Pending => Poll::Pending,
+            },
+        })
+        .await;
+        match granted {
+            Some(Ok(_)) => {}
+            Some(Err(cause)) => return Err(ended_by(&cause)),
+            None => return Err(Ended::TunnelLost("the stream closed while bytes were on their way".into())),
+        }
+    }
+}
+
+async fn to_app(
+    app: &TcpStream,
+    receive: &mut RecvStream,
+    meter: &impl Meter,
+    app_fin: &Fin,
+) -> Result<(), Ended> {
+    loop {
+        // Once the application has sent FIN nobody reads from it, so its reset must be looked for.
+        let data = tokio::select! {
+            data = receive.data() => data,
+            cause = reset_after_fin(app, app_fin) => return Err(Ended::AppReset(cause)),
+        };
+        match data {
+            Some(Ok(data)) => {
+                let bytes = data.len();
+                write_all(app, &data).await.map_err(|cause| Ended::AppReset(cause.kind()))?;
+                meter.to_app(bytes);
+                // Credit only for what the application took.
+                receive.flow_control().release_capacity(bytes).map_err(|cause| ended_by(&cause))?;
+            }
+            Some(Err(cause)) => return Err(ended_by(&cause)),
+            None => {
+                // NotConnected: the application is gone and has everything it wanted.
+                let _ = socket2::SockRef::from(app).shutdown(std::net::Shutdown::Write);
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// The peer's RST_STREAM while we still had something to send.
+fn reset_while_sending(reset: Result<Reason, h2::Error>) -> Ended {
+    match reset {
+        Ok(reason) => Ended::PeerReset(reason),
+        Err(cause) => ended_by(&cause),
+    }
+}
+
+fn ended_by(cause: &h2::Error) -> Ended {
+    match cause.reason() {
+        Some(reason) if cause.is_reset() => Ended::PeerReset(reason),
+        _ => Ended::TunnelLost(cause.to_string()),
+    }
+}
+
+struct StreamCount(Rc<Cell<usize>>);
+
+impl StreamCount {
+    fn new(streams: &Rc<Cell<usize>>) -> Self {
+        streams.set(streams.get() + 1);
+        Self(streams.clone())
+    }
+}
+
+impl Drop for StreamCount {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}

@@ -1,0 +1,120 @@
+//! May this connection reach its pod? Makes [`Admitted`], and takes it back when the rules change.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::capture::Pod;
+use crate::flow::live::{Live, Ticket};
+use crate::mesh::{Snapshot, Workload};
+use crate::net::{ClientAddr, TargetAddr};
+use crate::policy::{Allowance, Denial, Facts, PolicyKey, PolicySet, Verdict};
+
+/// Everything that is live on this worker towards its pods: what a change of policy judges again.
+pub type Judged = Live<Subject, Cut>;
+
+/// One live connection.
+#[derive(Debug)]
+pub struct Subject {
+    /// The pod it belongs to.
+    pub pod: Arc<Pod>,
+    /// What policy judges.
+    pub facts: Facts,
+    /// The host it was dialled as, for operators.
+    pub asked: Option<String>,
+}
+
+/// Why a live connection is cut.
+#[derive(Clone, Debug)]
+pub enum Cut {
+    /// Policy no longer allows it.
+    Policy(Denial),
+    /// Its pod is gone, or the drain deadline has passed.
+    Drained,
+}
+
+/// Proof that policy allowed this connection. Only [`admit`] makes one, and dialling an application asks for one,
+/// so dialling what nobody judged does not compile.
+pub struct Admitted {
+    ticket: Ticket<Subject, Cut>,
+    allowance: Allowance,
+}
+
+/// Judges `subject` for `local`, the workload of its pod, and keeps watch over it if it is allowed.
+///
+/// `mesh` must be the latest snapshot: the connection is entered into `judged` here, and whoever publishes a later
+/// one has all that is entered judged again.
+pub fn admit(
+    judged: &Judged,
+    subject: Subject,
+    local: &Workload,
+    mesh: &Snapshot,
+) -> Result<Admitted, Denial> {
+    let ticket = judged.enter(subject);
+    let policies = mesh.policies(local);
+    let facts = &ticket.facts().facts;
+    let verdict = policies.explain(facts, |note| {
+        let policy = note.policy().map(tracing::field::display);
+        tracing::debug!(target: "adit::policy", policy, "{note}");
+    });
+    match verdict {
+        Verdict::Allowed(allowance) => Ok(Admitted { ticket, allowance }),
+        Verdict::Denied(denial) => Err(denial),
+    }
+}
+
+/// Judges all that is live again, after the mesh changed. Returns how many are told to end.
+///
+/// A pod whose workload is not in the new snapshot keeps its connections: nothing says that they are wrong.
+pub fn judge_again(judged: &Judged, mesh: &Snapshot) -> usize {
+    let mut compiled: HashMap<Arc<str>, Option<Arc<PolicySet>>> = HashMap::new();
+    let compiled = RefCell::new(&mut compiled);
+    judged.cut(|subject| {
+        let pod = &subject.pod;
+        let mut compiled = compiled.borrow_mut();
+        let policies = compiled.entry(pod.uid.clone()).or_insert_with(|| {
+            mesh.local_workload(&pod.name, &pod.namespace, &pod.service_account)
+                .map(|local| mesh.policies(local))
+        });
+        match policies.as_ref()?.judge(&subject.facts) {
+            Verdict::Allowed(_) => None,
+            Verdict::Denied(denial) => {
+                let facts = &subject.facts;
+                tracing::info!(
+                    src = %facts.client,
+                    dst = %facts.target,
+                    %denial,
+                    "connection closed because it's no longer allowed after a policy update"
+                );
+                Some(Cut::Policy(denial))
+            }
+        }
+    })
+}
+
+impl Admitted {
+    /// The one address this proof is for.
+    pub fn target(&self) -> TargetAddr {
+        self.ticket.facts().facts.target
+    }
+
+    /// Whose connection it is.
+    pub fn client(&self) -> ClientAddr {
+        self.ticket.facts().facts.client
+    }
+
+    /// Its pod.
+    pub fn pod(&self) -> &Arc<Pod> {
+        &self.ticket.facts().pod
+    }
+
+    /// The policy that allowed it; `None` when none had to.
+    pub fn by(&self) -> Option<&PolicyKey> {
+        self.allowance.by.as_ref()
+    }
+
+    /// Ready when the connection must end.
+    pub async fn revoked(&self) -> Cut {
+        self.ticket.cut().await
+    }
+}

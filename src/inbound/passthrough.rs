@@ -1,0 +1,142 @@
+//! Plaintext callers: the same steps as a tunnel's stream, with no identity to show.
+
+use std::net::TcpStream as StdStream;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::net::TcpStream;
+
+use super::{Counting, Inbound, Subject, cut_short, unknown};
+use crate::capture::{Accepted, Acceptor, Downstream, Pod, is_own_port};
+use crate::flow::relay::{Broken, relay};
+use crate::flow::{
+    Direction, Outcome, Parties, Peer, Record, Seen, Side, Stage, Timeline, early_deny, labels_of_service, peer_of,
+};
+use crate::mesh::Workload;
+use crate::net::socket::{original_dst, reset_on_close};
+use crate::net::{ClientAddr, OriginalDst, TargetAddr};
+use crate::policy::Facts;
+use crate::telemetry::{Refusal, Reporter, Security};
+
+/// A captured plaintext connection on its way to the worker that will own it.
+struct Caller {
+    pod: Arc<Pod>,
+    socket: StdStream,
+    client: ClientAddr,
+    original: OriginalDst,
+    at: Instant,
+    /// Keeps its port from being used in the client's name.
+    _downstream: Downstream,
+}
+
+impl Inbound {
+    /// Serves one pod's plaintext port until it is dropped.
+    pub async fn serve_plaintext(self: Rc<Self>, pod: Arc<Pod>, mut listener: Acceptor) {
+        loop {
+            let accepted = listener.next().await;
+            let Some(caller) = self.caller(pod.clone(), accepted) else { continue };
+            let owner = self.placement.least_loaded(self.worker);
+            self.post.to(owner, |inbound| {
+                let inbound = inbound.clone();
+                tokio::task::spawn_local(async move {
+                    let _open = inbound.shard.socket(Reporter::Destination);
+                    inbound.plaintext(caller).await;
+                });
+            });
+        }
+    }
+
+    fn caller(&self, pod: Arc<Pod>, accepted: Accepted) -> Option<Caller> {
+        let Accepted { socket, client, at } = accepted;
+        let original = match original_dst(&socket) {
+            Ok(original) => original,
+            Err(cause) => {
+                // The connection is gone already: there is no address to speak of, and nobody to tell.
+                tracing::debug!(%client, %cause, "a captured connection has no original destination");
+                return None;
+            }
+        };
+        if is_own_port(original.port()) {
+            let why = "attempted recursive call to ourselves";
+            self.refuse(&socket, client, original, Refusal::RecursiveCall, why);
+            return None;
+        }
+        let downstream = Downstream::enter(&pod, client, original);
+        Some(Caller { pod, socket, client, original, at, _downstream: downstream })
+    }
+
+    fn refuse(&self, socket: &StdStream, client: ClientAddr, dst: OriginalDst, kind: Refusal, why: &str) {
+        early_deny(&self.shard, Reporter::Destination, client, dst.addr(), kind, &why);
+        reset_on_close(socket);
+    }
+
+    /// One plaintext connection, on the worker that owns it.
+    async fn plaintext(&self, caller: Caller) {
+        let _carried = self.placement.carry(self.worker);
+        let Some(local) = self.workload(&caller.pod).await else {
+            let why = unknown(&caller.pod);
+            return self.refuse(&caller.socket, caller.client, caller.original, Refusal::UnknownWorkload, &why);
+        };
+        let mut timeline = Timeline::new(caller.at);
+        timeline.stamp(Stage::Resolved, Instant::now());
+        let record = Record::open(&self.shard, timeline, self.plaintext_parties(&caller, &local));
+        let target = TargetAddr::new(caller.original.addr());
+        let facts = Facts { source: None, client: caller.client, target };
+        let subject = Subject { pod: caller.pod.clone(), facts, asked: None };
+        let admitted = match self.admit(subject, &local, &record) {
+            Ok(admitted) => admitted,
+            Err(denied) => {
+                reset_on_close(&caller.socket);
+                drop(caller);
+                record.close(&denied);
+                return;
+            }
+        };
+        let upstream = tokio::select! {
+            upstream = self.dial(&admitted) => upstream.map_err(|cause| Outcome::ConnectFailed(cause.into_io())),
+            cut = admitted.revoked() => Err(cut_short(cut)),
+        };
+        let upstream = match upstream {
+            Ok(upstream) => upstream,
+            Err(outcome) => {
+                reset_on_close(&caller.socket);
+                drop(caller);
+                record.close(&outcome);
+                return;
+            }
+        };
+        record.stamp(Stage::Connect);
+        let Caller { socket, _downstream, .. } = caller;
+        let meter = Counting(&record);
+        let outcome = match TcpStream::from_std(socket) {
+            Err(cause) => Outcome::Broken { direction: Direction::Receive, cause: Some(cause) },
+            Ok(downstream) => tokio::select! {
+                carried = relay(downstream, upstream, &meter) => match carried {
+                    Ok(()) => Outcome::Complete,
+                    Err(Broken::Downstream(_)) => Outcome::Reset { by: Side::Client, seen: Seen::Socket },
+                    Err(Broken::Upstream(_)) => Outcome::Reset { by: Side::Server, seen: Seen::Socket },
+                },
+                cut = admitted.revoked() => cut_short(cut),
+            },
+        };
+        record.close(&outcome);
+    }
+
+    fn plaintext_parties(&self, caller: &Caller, local: &Workload) -> Parties {
+        let mesh = self.mesh.load();
+        let source = mesh.workload_at(&self.config.network, caller.client.ip());
+        let service = mesh.guess_service(local, None, caller.original.port());
+        Parties {
+            reporter: Reporter::Destination,
+            client: caller.client,
+            // Whatever the mesh says of that address, a plaintext caller has proven nothing.
+            source: source.map_or_else(Peer::unknown, |workload| Peer { identity: None, ..peer_of(workload) }),
+            destination: peer_of(local),
+            dst_addr: caller.original.addr(),
+            hbone_addr: None,
+            service: service.map(|service| labels_of_service(service)),
+            security: Security::Unknown,
+        }
+    }
+}

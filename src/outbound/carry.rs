@@ -1,0 +1,291 @@
+//! Opens the route of one connection, carries its bytes, and says how it ended.
+//!
+//! Only the open is retried: the next endpoint of a service is tried while no byte of the client has left, at most
+//! [`ATTEMPTS`] times within [`OPEN_DEADLINE`]. A verdict of the far side (any status but 503) is final, and so is
+//! the failure of an address that the application chose itself.
+
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+
+use super::route::{NoRoute, Route, TunnelTo};
+use super::{Outbound, Placed, Subject};
+use crate::capture::connected;
+use crate::flow::relay::{self, Broken, relay};
+use crate::flow::{Outcome, Parties, Peer, Record, Seen, Side, Stage, Timeline};
+use crate::flow::{baggage_of, labels_of_service, peer_of};
+use crate::hbone::{self, ConnectRequest, DialPlan, Ended, HandshakeError, OpenError, Opened, TCP_DEADLINE, TraceIds, Tunnel};
+use crate::mesh::Service;
+use crate::net::socket::reset_on_close;
+use crate::telemetry::{Reporter, Security};
+
+/// Endpoints tried for one connection.
+const ATTEMPTS: usize = 3;
+/// Everything before the first byte: choosing, dialling, handshake, CONNECT, retries.
+const OPEN_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What an open yields.
+enum Upstream {
+    Plain(TcpStream),
+    Tunnel(Opened),
+}
+
+/// Why an open failed, and whether that says anything about other endpoints.
+struct Failed {
+    outcome: Outcome,
+    elsewhere: bool,
+}
+
+impl Outbound {
+    /// One connection on the worker that owns it, from its route to its end.
+    pub(super) async fn carry(self: &Rc<Self>, placed: Placed) {
+        let _carried = self.placement.carry(self.worker);
+        let subject =
+            Subject { pod: placed.pod.clone(), client: placed.accepted.client, original: placed.original };
+        let ticket = self.live.enter(subject);
+        let mut timeline = Timeline::new(placed.accepted.at);
+        timeline.stamp(Stage::Resolved, std::time::Instant::now());
+        let mut parties = self.parties(&placed, &placed.route);
+        let opened = tokio::select! {
+            opened = tokio::time::timeout(OPEN_DEADLINE, self.open(&placed, &mut timeline, &mut parties)) => {
+                opened.unwrap_or_else(|_| Err(late()))
+            }
+            () = ticket.cut() => Err(Outcome::Drained),
+        };
+        let record = Record::open(&self.shard, timeline, parties);
+        let upstream = match opened {
+            Ok(upstream) => upstream,
+            Err(outcome) => {
+                reset_on_close(&placed.accepted.socket);
+                // Closed before it is logged: whoever waits for the line finds the connection ended.
+                drop(placed);
+                record.close(&outcome);
+                return;
+            }
+        };
+        let app = match TcpStream::from_std(placed.accepted.socket) {
+            Ok(app) => app,
+            Err(cause) => {
+                record.close(&Outcome::Broken { direction: crate::flow::Direction::Send, cause: Some(cause) });
+                return;
+            }
+        };
+        let outcome = tokio::select! {
+            outcome = carried(upstream, app, &record) => outcome,
+            () = ticket.cut() => Outcome::Drained,
+        };
+        record.close(&outcome);
+    }
+
+    /// Opens the first endpoint that can be opened. `parties` names the one tried last.
+    async fn open(
+        &self,
+        placed: &Placed,
+        timeline: &mut Timeline,
+        parties: &mut Parties,
+    ) -> Result<Upstream, Outcome> {
+        let mut route = placed.route.clone();
+        let mut tried: Vec<Arc<str>> = Vec::new();
+        loop {
+            let failed = match self.try_open(placed, &route, timeline).await {
+                Ok(upstream) => return Ok(upstream),
+                Err(failed) => failed,
+            };
+            let endpoint = match &route {
+                Route::Plain { workload, service: Some(_), .. } => &workload.uid,
+                Route::Tunnel(TunnelTo { workload, service: Some(_), .. }) => &workload.uid,
+                _ => return Err(failed.outcome),
+            };
+            tried.push(endpoint.clone());
+            if !failed.elsewhere || tried.len() == ATTEMPTS {
+                return Err(failed.outcome);
+            }
+            // Without another endpoint, what the last one said is the answer.
+            let next: Result<Route, NoRoute> =
+                self.decide(&placed.source, placed.accepted.client, placed.original, &tried);
+            let Ok(next) = next else { return Err(failed.outcome) };
+            tracing::debug!(from = %endpoint, error = failed.outcome.error(Reporter::Source), "trying another endpoint");
+            route = next;
+            *parties = self.parties(placed, &route);
+        }
+    }
+
+    async fn try_open(&self, placed: &Placed, route: &Route, timeline: &mut Timeline) -> Result<Upstream, Failed> {
+        let to = match route {
+            Route::Tunnel(to) => return self.open_tunnel(placed, to, timeline).await.map(Upstream::Tunnel),
+            Route::Plain { to, .. } => *to,
+            Route::Passthrough(dst) => dst.addr(),
+        };
+        let dial = async { connected(placed.pod.dial_out(to)?, TCP_DEADLINE).await };
+        match dial.await {
+            Ok(upstream) => {
+                timeline.stamp(Stage::Tcp, std::time::Instant::now());
+                Ok(Upstream::Plain(upstream))
+            }
+            Err(cause) => Err(Failed { outcome: Outcome::ConnectFailed(cause), elsewhere: true }),
+        }
+    }
+
+    async fn open_tunnel(
+        &self,
+        placed: &Placed,
+        to: &TunnelTo,
+        timeline: &mut Timeline,
+    ) -> Result<Opened, Failed> {
+        let now = std::time::Instant::now;
+        let final_ = |outcome| Failed { outcome, elsewhere: false };
+        let client = placed.accepted.client;
+        let key = self
+            .key(&placed.source, client, &Route::Tunnel(to.clone()))
+            .ok_or_else(|| final_(Outcome::Identity("the workload has no valid identity".into())))?;
+        let credentials =
+            self.store.credentials(&key.source).await.map_err(|cause| final_(Outcome::Identity(cause.to_string())))?;
+        timeline.stamp(Stage::Certificate, now());
+        let request = ConnectRequest {
+            authority: to.authority,
+            client: client.addr(),
+            service: to.service.as_ref().map(|service| service.key.hostname.to_string()),
+            baggage: baggage_of(&placed.source, &self.config.cluster).unwrap_or_default(),
+            trace: TraceIds::random(),
+        };
+        let plan = DialPlan {
+            to: to.to,
+            pod: placed.pod.clone(),
+            config: credentials.client_config(to.expected.clone()),
+        };
+        let pool = self.pool(&placed.pod);
+        let new_tunnel = || async {
+            let secured = self.handshakes.connect(plan.clone()).await?;
+            let stamps = secured.stamps;
+            Ok::<_, HandshakeError>((Tunnel::start(secured, &self.config.hbone).await?, stamps))
+        };
+        loop {
+            let stamps = std::cell::Cell::new(None);
+            let make = || async {
+                let (tunnel, when) = new_tunnel().await?;
+                stamps.set(Some(when));
+                Ok(tunnel)
+            };
+            let acquired =
+                pool.acquire(&key, make).await.map_err(|cause| failed(OpenError::Handshake(cause), to.to))?;
+            timeline.stamp(Stage::Pool, now());
+            if let Some(when) = stamps.take() {
+                timeline.stamp(Stage::Tcp, when.tcp);
+                timeline.stamp(Stage::Tls, when.tls);
+            }
+            let opened = acquired.tunnel.open(&request).await;
+            pool.note_room(&key);
+            match opened {
+                Ok(opened) => {
+                    timeline.stamp(Stage::Connect, now());
+                    return Ok(opened);
+                }
+                // A tunnel that was there before may have died unnoticed, or be on its way out: that says nothing
+                // about the endpoint, and a new tunnel settles it.
+                Err(OpenError::Lost(_) | OpenError::Refused(_)) if acquired.reused => {
+                    acquired.tunnel.retire();
+                }
+                Err(cause) => return Err(failed(cause, to.to)),
+            }
+        }
+    }
+
+    /// Who talks to whom on `route`.
+    fn parties(&self, placed: &Placed, route: &Route) -> Parties {
+        let labels = |service: &Option<Arc<Service>>| service.as_deref().map(labels_of_service);
+        let (destination, dst_addr, hbone_addr, service, security) = match route {
+            Route::Passthrough(dst) => (Peer::unknown(), dst.addr(), None, None, Security::Unknown),
+            Route::Plain { to, workload, service } => {
+                (peer_of(workload), *to, None, labels(service), Security::Unknown)
+            }
+            Route::Tunnel(to) => {
+                let authority = to.authority.to_string().into();
+                (peer_of(&to.workload), to.to, Some(authority), labels(&to.service), Security::MutualTls)
+            }
+        };
+        Parties {
+            reporter: Reporter::Source,
+            client: placed.accepted.client,
+            source: peer_of(&placed.source),
+            destination,
+            dst_addr,
+            hbone_addr,
+            service,
+            security,
+        }
+    }
+}
+
+fn late() -> Outcome {
+    let text = format!("not open within {}s", OPEN_DEADLINE.as_secs());
+    Outcome::ConnectFailed(io::Error::new(io::ErrorKind::TimedOut, text))
+}
+
+fn failed(cause: OpenError, to: SocketAddr) -> Failed {
+    let elsewhere = cause.may_try_elsewhere();
+    let outcome = match cause {
+        OpenError::Handshake(cause) => match cause {
+            HandshakeError::Connect { cause, .. } => Outcome::ConnectFailed(cause.into_io()),
+            HandshakeError::ConnectTimeout { after, .. } => Outcome::NetworkPolicySuspected(io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("no answer from {to} within {}s", after.as_secs()),
+            )),
+            HandshakeError::Http2(cause) => Outcome::Http2Handshake(cause),
+            HandshakeError::Http2Timeout(after) => {
+                Outcome::Http2Handshake(format!("no preface within {}s", after.as_secs()))
+            }
+            HandshakeError::Draining => Outcome::PoolDraining,
+            HandshakeError::Tls(cause) => Outcome::Handshake(cause.to_string()),
+            other @ (HandshakeError::TlsTimeout(_) | HandshakeError::Peer(_) | HandshakeError::Busy(_)) => {
+                Outcome::Handshake(other.to_string())
+            }
+        },
+        OpenError::Status(status) => Outcome::Refused(status),
+        OpenError::Refused(cause) | OpenError::Lost(cause) => Outcome::Http2(cause),
+        OpenError::Timeout(after) => Outcome::Http2(format!("no answer to CONNECT within {}s", after.as_secs())),
+    };
+    Failed { outcome, elsewhere }
+}
+
+async fn carried(upstream: Upstream, app: TcpStream, record: &Record) -> Outcome {
+    match upstream {
+        Upstream::Plain(upstream) => match relay(app, upstream, &Counting(record)).await {
+            Ok(()) => Outcome::Complete,
+            Err(Broken::Downstream(_)) => Outcome::Reset { by: Side::Client, seen: Seen::Socket },
+            Err(Broken::Upstream(_)) => Outcome::Reset { by: Side::Server, seen: Seen::Socket },
+        },
+        Upstream::Tunnel(opened) => match opened.carry(app, &Counting(record)).await {
+            Ended::Complete => Outcome::Complete,
+            Ended::AppReset(_) => Outcome::Reset { by: Side::Client, seen: Seen::Socket },
+            Ended::PeerReset(reason) => Outcome::Reset { by: Side::Server, seen: Seen::Stream(reason.into()) },
+            Ended::TunnelLost(cause) => Outcome::TunnelLost(cause),
+        },
+    }
+}
+
+/// The application is the client here.
+struct Counting<'a>(&'a Record);
+
+impl hbone::Meter for Counting<'_> {
+    fn from_app(&self, bytes: usize) {
+        self.0.received(bytes as u64);
+    }
+
+    fn to_app(&self, bytes: usize) {
+        self.0.sent(bytes as u64);
+    }
+}
+
+impl relay::Meter for Counting<'_> {
+    fn to_upstream(&self, bytes: usize) {
+        self.0.received(bytes as u64);
+    }
+
+    fn to_downstream(&self, bytes: usize) {
+        self.0.sent(bytes as u64);
+    }
+}

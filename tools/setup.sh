@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Installs what `make demo` or `make test` needs and this machine lacks, and says so.
+#
+#   tools/setup.sh demo    what building and running the demo takes
+#   tools/setup.sh test    also the real servers and clients that the tests drive
+#
+# Rust itself comes from https://rustup.rs and is not installed here.
+set -euo pipefail
+
+# command:package, one each
+demo="cc:gcc make:make ip:iproute2 iptables:iptables ip6tables:iptables curl:curl"
+test="$demo nginx:nginx-light iperf3:iperf3 redis-server:redis-server redis-cli:redis-tools tcpdump:tcpdump"
+
+case "${1:-}" in
+demo) wanted=$demo ;;
+test) wanted=$test ;;
+*)
+    echo "usage: $0 demo|test" >&2
+    exit 2
+    ;;
+esac
+
+# Debian keeps some of these where a plain user does not look.
+PATH=$PATH:/usr/sbin:/sbin
+
+missing=""
+for pair in $wanted; do
+    command -v "${pair%%:*}" >/dev/null || missing="$missing ${pair#*:}"
+done
+if ! command -v cargo >/dev/null; then
+    echo "cargo is missing: install Rust from https://rustup.rs and run this again" >&2
+    exit 1
+fi
+[ -z "$missing" ] && exit 0
+
+missing=$(tr ' ' '\n' <<<"$missing" | sort -u | tr '\n' ' ')
+if ! command -v apt-get >/dev/null; then
+    echo "these packages are missing, and only apt-get is known here: install them yourself:$missing" >&2
+    exit 1
+fi
+root=""
+if [ "$(id -u)" != 0 ]; then
+    if ! command -v sudo >/dev/null; then
+        echo "these packages are missing, and there is no sudo: install them as root: $missing" >&2
+        exit 1
+    fi
+    root="sudo"
+fi
+echo "installing: $missing"
+$root apt-get update -qq
+# RUNLEVEL=1 keeps the servers among them from being started as services of this machine.
+# shellcheck disable=SC2086
+$root env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-recommends $missing >/dev/null
