@@ -12,6 +12,8 @@ mod report;
 mod rows;
 mod setup;
 mod stage;
+#[cfg(test)]
+mod tests;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -115,7 +117,7 @@ fn show(keep: bool, json: bool) -> Result<bool, Error> {
     }
     // The capture ends before the throughput is measured: it would cost a core.
     let wire = capture.stop()?;
-    report.wire(&judge::wire(&stage, &wire));
+    report.wire(&judge::wire(&stage.secret, &stage.aloud, &wire));
     report.throughput(&judge::throughput(&stage, POUR));
     let as_expected = report.verdict();
     if keep {

@@ -139,9 +139,10 @@ impl Report {
         };
         self.line(&self.painted(paint, &text));
         if row.verdict != "allowed" {
-            let policy = row.policy.as_deref().unwrap_or("-");
-            let error = row.error.as_deref().unwrap_or("-");
-            self.line(&format!("           └ by policy {policy}: {error}"));
+            let error = row.error.as_deref().unwrap_or("the access log gives no reason");
+            let policy = row.policy.as_deref().filter(|policy| !error.contains(policy));
+            let policy = policy.map(|policy| format!(" ({policy})")).unwrap_or_default();
+            self.line(&format!("            └ {error}{policy}"));
         }
         self.problems(&row.problems);
     }
@@ -241,7 +242,7 @@ const YELLOW: &str = "\x1b[33m";
 const PLAIN: &str = "";
 
 /// Cells under their headings. A cell that is too wide pushes the rest instead of being cut.
-fn columns(cells: &[String; 8]) -> String {
+pub(super) fn columns(cells: &[String; 8]) -> String {
     let mut line = String::new();
     for (index, cell) in cells.iter().enumerate() {
         line.push_str(cell);
@@ -259,7 +260,7 @@ fn short(full: &str) -> &str {
 }
 
 /// `namespace/service account` of an identity, which is what differs inside one mesh.
-fn workload(identity: Option<&str>) -> String {
+pub(super) fn workload(identity: Option<&str>) -> String {
     let Some(identity) = identity else { return "?".to_owned() };
     match identity.split_once("/ns/").and_then(|(_, rest)| rest.split_once("/sa/")) {
         Some((namespace, account)) => format!("{namespace}/{account}"),
