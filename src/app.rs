@@ -119,7 +119,8 @@ pub fn run(config: Config) -> Result<(), Error> {
         drain = ?config.drain,
         "starting"
     );
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Thread)?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Thread)?;
     let stop_discovery = discovery.stopper();
     let discovery = std::thread::Builder::new()
         .name("discovery".into())
@@ -309,9 +310,17 @@ struct Pages {
 impl Pages {
     fn bind(config: &Config) -> Result<Self, Error> {
         let ipv6 = config.pods.ipv6;
-        let mut console = vec![admin::bind(loopback(Ipv4Addr::LOCALHOST, config.admin_port), "the admin page", Some("ADIT_ADMIN_PORT"))?];
+        let mut console = vec![admin::bind(
+            loopback(Ipv4Addr::LOCALHOST, config.admin_port),
+            "the admin page",
+            Some("ADIT_ADMIN_PORT"),
+        )?];
         if ipv6 && !ipv6_is_off() {
-            console.push(admin::bind(loopback(Ipv6Addr::LOCALHOST, config.admin_port), "the admin page", Some("ADIT_ADMIN_PORT"))?);
+            console.push(admin::bind(
+                loopback(Ipv6Addr::LOCALHOST, config.admin_port),
+                "the admin page",
+                Some("ADIT_ADMIN_PORT"),
+            )?);
         }
         let any = |port| socket::wildcard(port, ipv6);
         Ok(Self {
@@ -368,7 +377,8 @@ fn ipv6_is_off() -> bool {
 /// Tries at once what serving the first pod would need.
 fn check_privileges(config: &Config) -> Result<(), Error> {
     let denied = |what| move |cause| Error::Privilege { what, cause };
-    let home = Netns::current().map_err(denied("the proxy's own network namespace cannot be read from /proc"))?;
+    let home =
+        Netns::current().map_err(denied("the proxy's own network namespace cannot be read from /proc"))?;
     home.enter().map_err(denied("network namespaces cannot be entered"))?;
     let any = socket::wildcard(0, false);
     socket::dialer(any, config.pods.mark, None).map_err(denied("sockets cannot be marked (SO_MARK)"))?;

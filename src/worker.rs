@@ -71,7 +71,8 @@ impl Fleet {
         let (to_inbound, for_inbound) = Post::<Inbound>::new(count);
         let (to_outbound, for_outbound) = Post::<Outbound>::new(count);
         let mut threads = Vec::new();
-        for (id, ((own, inbound), outbound)) in own.into_iter().zip(for_inbound).zip(for_outbound).enumerate() {
+        for (id, ((own, inbound), outbound)) in own.into_iter().zip(for_inbound).zip(for_outbound).enumerate()
+        {
             let (seed, to_inbound, to_outbound) = (seed.clone(), to_inbound.clone(), to_outbound.clone());
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             seed.registry.runtime(runtime.handle().clone());
@@ -213,7 +214,8 @@ impl Worker {
         let tunnel = Acceptor::new(listeners.tunnel)?;
         let tasks = [
             tokio::task::spawn_local(self.outbound.clone().serve(pod.clone(), outbound)).abort_handle(),
-            tokio::task::spawn_local(self.inbound.clone().serve_plaintext(pod.clone(), plaintext)).abort_handle(),
+            tokio::task::spawn_local(self.inbound.clone().serve_plaintext(pod.clone(), plaintext))
+                .abort_handle(),
             tokio::task::spawn_local(self.inbound.clone().serve(pod.clone(), tunnel)).abort_handle(),
         ];
         self.serving.borrow_mut().insert(pod.uid.clone(), tasks.into());

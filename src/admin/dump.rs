@@ -4,8 +4,8 @@ use serde_json::{Map, Value, json};
 
 use crate::identity::Store;
 use crate::mesh::{
-    GatewayAddress, Health, HealthPolicy, IpFamilies, LoadBalancerMode, NetworkMode, Ports, Protocol, Service, Snapshot,
-    Visibility, Workload,
+    GatewayAddress, Health, HealthPolicy, IpFamilies, LoadBalancerMode, NetworkMode, Ports, Protocol,
+    Service, Snapshot, Visibility, Workload,
 };
 use crate::policy::Policy;
 use crate::version;
@@ -126,10 +126,7 @@ fn service(service: &Service, mesh: &Snapshot) -> Value {
             json!(service.subject_alt_names.iter().map(ToString::to_string).collect::<Vec<_>>()),
         ),
         ("canonical", json!(service.canonical)),
-        (
-            "visibility",
-            json!(if service.visibility == Visibility::Public { "Public" } else { "Namespace" }),
-        ),
+        ("visibility", json!(if service.visibility == Visibility::Public { "Public" } else { "Namespace" })),
     ];
     object.extend(always.map(|(key, value)| (key.to_owned(), value)));
     if let Some(one) = &service.waypoint {

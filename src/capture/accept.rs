@@ -6,7 +6,8 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use rustix::net::{SocketFlags, acceptfrom_with};use tokio::io::Interest;
+use rustix::net::{SocketFlags, acceptfrom_with};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::net::{ClientAddr, watched};
@@ -44,7 +45,7 @@ impl Acceptor {
     /// Cancel: nothing is lost.
     pub async fn next(&mut self) -> Accepted {
         loop {
-            match self.listener.async_io(Interest::READABLE, |listener| accept(listener)).await {
+            match self.listener.async_io(Interest::READABLE, accept).await {
                 Ok((socket, addr)) => {
                     return Accepted { socket, client: ClientAddr::new(addr), at: Instant::now() };
                 }
@@ -79,7 +80,8 @@ fn reserve() -> Option<File> {
 /// accept(2): errors already pending on the new connection are reported here and mean nothing for the listener.
 fn is_about_one_connection(cause: &io::Error) -> bool {
     use nix::libc::{
-        ECONNABORTED, EHOSTDOWN, EHOSTUNREACH, EINTR, EINVAL, ENETDOWN, ENETUNREACH, ENONET, ENOPROTOOPT, EPROTO,
+        ECONNABORTED, EHOSTDOWN, EHOSTUNREACH, EINTR, EINVAL, ENETDOWN, ENETUNREACH, ENONET, ENOPROTOOPT,
+        EPROTO,
     };
     matches!(
         cause.raw_os_error(),

@@ -15,7 +15,6 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-use std::ffi::OsString;
 use std::fmt;
 use std::io;
 use std::process::ExitStatus;
@@ -238,6 +237,6 @@ const DIRECTORIES: [&str; 6] =
 
 impl Default for Tools {
     fn default() -> Self {
-        Self::looking_in(DIRECTORIES.map(OsString::from))
+        Self::looking_in(DIRECTORIES)
     }
 }

@@ -71,7 +71,8 @@ pub struct Spoofed {
 /// The kernel's answer, or `TimedOut` after `deadline`.
 pub async fn connected(socket: std::net::TcpStream, deadline: Duration) -> io::Result<TcpStream> {
     let stream = TcpStream::from_std(socket)?;
-    let late = |_| io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {}s", deadline.as_secs()));
+    let late =
+        |_| io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {}s", deadline.as_secs()));
     timeout(deadline, stream.writable()).await.map_err(late)??;
     match stream.take_error()? {
         Some(cause) => Err(cause),
@@ -83,7 +84,9 @@ pub async fn connected(socket: std::net::TcpStream, deadline: Duration) -> io::R
 #[derive(Debug, thiserror::Error)]
 pub enum SpoofError {
     /// The kernel refused.
-    #[error("keeping the client's address {client} towards {to}: {cause}; ENABLE_ORIG_SRC=true forbids going on without it")]
+    #[error(
+        "keeping the client's address {client} towards {to}: {cause}; ENABLE_ORIG_SRC=true forbids going on without it"
+    )]
     Refused {
         /// Whose address.
         client: IpAddr,
@@ -114,10 +117,10 @@ impl Pod {
     /// [`SpoofError`]. Where keeping the address is best effort and the kernel refuses it, the connection goes on
     /// from the pod's own address, and [`Spoofed::source`] says so for the caller to count and log.
     pub fn dial_as(&self, client: IpAddr, to: TargetAddr) -> Result<Spoofed, SpoofError> {
-        let wanted = self.source == SourceAddress::Kept && client != to.ip() && client.is_ipv4() == to.ip().is_ipv4();
+        let wanted =
+            self.source == SourceAddress::Kept && client != to.ip() && client.is_ipv4() == to.ip().is_ipv4();
         if !wanted {
-            let source =
-                if client == to.ip() { SourceAddress::Kept } else { SourceAddress::Replaced };
+            let source = if client == to.ip() { SourceAddress::Kept } else { SourceAddress::Replaced };
             return Ok(Spoofed { socket: self.dial_plain(to)?, source });
         }
         match self.dial_spoofed(client, to) {
@@ -158,14 +161,19 @@ impl Pod {
         for _ in 0..TRIES {
             let socket = self.netns.run(|| self.dialer(to))?;
             let port = match bind_spoofed(&socket, client, choice) {
-                Err(cause) if cause.raw_os_error() == Some(nix::libc::EADDRINUSE) && choice == PortChoice::AtBind => {
+                Err(cause)
+                    if cause.raw_os_error() == Some(nix::libc::EADDRINUSE)
+                        && choice == PortChoice::AtBind =>
+                {
                     choice = PortChoice::AtConnect;
                     continue;
                 }
                 bound => bound.map_err(refused)?,
             };
             match port {
-                Some(port) if self.downstreams.has(SocketAddr::new(client, port), to.addr()) => held.push(socket),
+                Some(port) if self.downstreams.has(SocketAddr::new(client, port), to.addr()) => {
+                    held.push(socket)
+                }
                 Some(_) => {
                     start_connect(&socket, to.addr())?;
                     return Ok(socket.into());

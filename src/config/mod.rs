@@ -151,7 +151,8 @@ pub fn load(source: &impl Source) -> Result<Config, Complaints> {
     let mesh = mesh(&mut env);
     let authority = authority(&mut env);
     let trust_domain = env.or("TRUST_DOMAIN", read::text, "cluster.local".into());
-    let certificate_ttl = env.or("SECRET_TTL", at_least(Duration::from_secs(60)), Duration::from_secs(86_400));
+    let certificate_ttl =
+        env.or("SECRET_TTL", at_least(Duration::from_secs(60)), Duration::from_secs(86_400));
     let pqc_only = env.or("COMPLIANCE_POLICY", |text| Ok(text == "pqc"), false);
     let tls12 = env.or("TLS12_ENABLED", |text| Ok(text == "true"), false);
 
@@ -313,7 +314,10 @@ fn workers(env: &mut Reader<'_, impl Source>) -> usize {
 }
 
 fn threads(text: &str, available: usize) -> Result<usize, String> {
-    let wrong = || "write a number of threads (0 for all cores, at most 256) or a share of the cores such as 50%".to_owned();
+    let wrong = || {
+        "write a number of threads (0 for all cores, at most 256) or a share of the cores such as 50%"
+            .to_owned()
+    };
     if let Some(share) = text.strip_suffix('%') {
         let share: f64 = share.parse().map_err(|_| wrong())?;
         if !(share > 0.0 && share <= 100.0) {

@@ -113,7 +113,8 @@ pub fn duration(text: &str) -> Result<Duration, String> {
             let letters = rest.find(|c: char| c.is_ascii_digit() || c.is_whitespace()).unwrap_or(rest.len());
             let unit = unit(&rest[..letters]).ok_or_else(wrong)?;
             rest = rest[letters..].trim_start();
-            let term = u32::try_from(amount).ok().and_then(|amount| unit.checked_mul(amount)).ok_or_else(wrong)?;
+            let term =
+                u32::try_from(amount).ok().and_then(|amount| unit.checked_mul(amount)).ok_or_else(wrong)?;
             total = total.checked_add(term).ok_or_else(wrong)?;
             terms += 1;
         }
@@ -148,7 +149,11 @@ mod tests {
     fn every_complaint_is_told_at_once() {
         let source = BTreeMap::from([("A", "65616"), ("B", "maybe"), ("C", "soon")]);
         let mut reader = Reader::new(&source);
-        let _ = (reader.optional("A", port), reader.optional("B", flag), reader.or("C", duration, Duration::ZERO));
+        let _ = (
+            reader.optional("A", port),
+            reader.optional("B", flag),
+            reader.or("C", duration, Duration::ZERO),
+        );
         let Complaints(told) = reader.finish(Some(())).unwrap_err();
         assert_eq!(told.len(), 3);
         assert_eq!(told[0], "A is \"65616\": write a port from 1 to 65535");
@@ -156,9 +161,14 @@ mod tests {
 
     #[test]
     fn durations_have_units() {
-        for (text, millis) in
-            [("5", 5_000), ("1m30s", 90_000), ("250ms", 250), ("3m + 31", 211_000), ("2H", 7_200_000), ("1 d", 86_400_000)]
-        {
+        for (text, millis) in [
+            ("5", 5_000),
+            ("1m30s", 90_000),
+            ("250ms", 250),
+            ("3m + 31", 211_000),
+            ("2H", 7_200_000),
+            ("1 d", 86_400_000),
+        ] {
             assert_eq!(duration(text).unwrap(), Duration::from_millis(millis), "{text}");
         }
         for text in ["", "1.5s", "-1s", "s", "1 parsec", "99999999999999999999s", "4294967295y"] {

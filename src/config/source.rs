@@ -49,8 +49,9 @@ impl<S: Source> Layered<S> {
     /// setting has.
     pub fn read(above: S, path: &Path, known: &[&str]) -> Result<Self, String> {
         let file = path.display().to_string();
-        let text =
-            std::fs::read_to_string(path).map_err(|cause| format!("{file}: cannot be read: {cause}; check the path given with --config"))?;
+        let text = std::fs::read_to_string(path).map_err(|cause| {
+            format!("{file}: cannot be read: {cause}; check the path given with --config")
+        })?;
         let keys: BTreeMap<String, serde_json::Value> =
             serde_saphyr::from_str(&text).map_err(|cause| format!("{file}: {cause}"))?;
         let mut values = BTreeMap::new();
@@ -58,7 +59,10 @@ impl<S: Source> Layered<S> {
             if !known.iter().any(|name| key_of(name) == key) {
                 let mut names: Vec<String> = known.iter().map(|name| key_of(name)).collect();
                 names.sort_unstable();
-                return Err(format!("{file}: no setting is called {key}; the settings are {}", names.join(", ")));
+                return Err(format!(
+                    "{file}: no setting is called {key}; the settings are {}",
+                    names.join(", ")
+                ));
             }
             let value = match value {
                 serde_json::Value::String(text) => text,

@@ -8,8 +8,10 @@ use slab::Slab;
 
 /// The live connections of one worker, each with the facts `T` that the owner keeps of it. Never leaves its thread.
 pub struct Live<T, C> {
-    entries: Rc<RefCell<Slab<Rc<Entry<T, C>>>>>,
+    entries: Entries<T, C>,
 }
+
+type Entries<T, C> = Rc<RefCell<Slab<Rc<Entry<T, C>>>>>;
 
 struct Entry<T, C> {
     facts: T,
@@ -19,7 +21,7 @@ struct Entry<T, C> {
 
 /// One connection's place in the list; leaving it is dropping this.
 pub struct Ticket<T, C> {
-    entries: Rc<RefCell<Slab<Rc<Entry<T, C>>>>>,
+    entries: Entries<T, C>,
     key: usize,
     entry: Rc<Entry<T, C>>,
 }

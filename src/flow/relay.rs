@@ -49,14 +49,16 @@ pub async fn relay(downstream: TcpStream, upstream: TcpStream, meter: &impl Mete
     let mut ends = Ends { downstream, upstream, clean: false };
     let (down_fin, up_fin) = (Fin::default(), Fin::default());
     let request = async {
-        let sides = Sides { from: &ends.downstream, to: &ends.upstream, from_fin: &down_fin, to_fin: &up_fin };
+        let sides =
+            Sides { from: &ends.downstream, to: &ends.upstream, from_fin: &down_fin, to_fin: &up_fin };
         sides.carry(|bytes| meter.to_upstream(bytes)).await.map_err(|broken| match broken {
             Side::From(kind) => Broken::Downstream(kind),
             Side::To(kind) => Broken::Upstream(kind),
         })
     };
     let answer = async {
-        let sides = Sides { from: &ends.upstream, to: &ends.downstream, from_fin: &up_fin, to_fin: &down_fin };
+        let sides =
+            Sides { from: &ends.upstream, to: &ends.downstream, from_fin: &up_fin, to_fin: &down_fin };
         sides.carry(|bytes| meter.to_downstream(bytes)).await.map_err(|broken| match broken {
             Side::From(kind) => Broken::Upstream(kind),
             Side::To(kind) => Broken::Downstream(kind),
@@ -112,7 +114,9 @@ impl Sides<'_> {
                         return Ok(());
                     }
                     Ok(read) => {
-                        write_all(self.to, &buffer.0[..read]).await.map_err(|cause| Side::To(cause.kind()))?;
+                        write_all(self.to, &buffer.0[..read])
+                            .await
+                            .map_err(|cause| Side::To(cause.kind()))?;
                         delivered(read);
                         // One turn per full buffer, so that a busy connection does not hold up its worker.
                         tokio::task::consume_budget().await;

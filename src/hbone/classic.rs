@@ -240,8 +240,10 @@ impl Incoming {
         if let Some(baggage) = baggage {
             response.headers_mut().insert("baggage", baggage);
         }
-        let send =
-            self.respond.send_response(response, false).map_err(|cause| OpenError::Lost(cause.to_string()))?;
+        let send = self
+            .respond
+            .send_response(response, false)
+            .map_err(|cause| OpenError::Lost(cause.to_string()))?;
         let (parts, receive) = self.request.into_parts();
         Ok(Opened { send, receive, headers: parts.headers, _count: None })
     }
@@ -276,9 +278,9 @@ pub enum Ended {
 /// Counts application bytes as they are delivered, in whichever direction.
 pub trait Meter {
     /// Bytes from the application, handed to the tunnel.
-    fn from_app(&self, bytes: usize);
+    fn app_sent(&self, bytes: usize);
     /// Bytes from the tunnel, written to the application.
-    fn to_app(&self, bytes: usize);
+    fn app_received(&self, bytes: usize);
 }
 
 impl Opened {
@@ -379,7 +381,7 @@ async fn to_tunnel(
                     chunk *= 4;
                 }
                 send.send_data(buffer.freeze(), false).map_err(|cause| ended_by(&cause))?;
-                meter.from_app(read);
+                meter.app_sent(read);
             }
             Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => {}
             Err(cause) => return Err(Ended::AppReset(cause.kind())),
@@ -428,7 +430,7 @@ async fn to_app(
             Some(Ok(data)) => {
                 let bytes = data.len();
                 write_all(app, &data).await.map_err(|cause| Ended::AppReset(cause.kind()))?;
-                meter.to_app(bytes);
+                meter.app_received(bytes);
                 // Credit only for what the application took.
                 receive.flow_control().release_capacity(bytes).map_err(|cause| ended_by(&cause))?;
             }

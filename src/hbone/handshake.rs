@@ -93,7 +93,8 @@ impl Handshakes {
             senders.push(sender);
             handles.push(thread);
         }
-        let inner = Inner { threads: senders, next: AtomicUsize::new(0), under_way: AtomicUsize::new(0), limit };
+        let inner =
+            Inner { threads: senders, next: AtomicUsize::new(0), under_way: AtomicUsize::new(0), limit };
         Ok((Self { inner: Arc::new(inner) }, handles))
     }
 

@@ -28,7 +28,9 @@ use crate::flow::{
     Baggage, Outcome, Parties, Peer, Record, Seen, Side, Stage, Timeline, baggage_of, early_deny,
     labels_of_service, peer_of,
 };
-use crate::hbone::{self, Ended, HandshakeError, Handshakes, Incoming, Placement, Secured, Server, TCP_DEADLINE, WorkerId};
+use crate::hbone::{
+    self, Ended, HandshakeError, Handshakes, Incoming, Placement, Secured, Server, TCP_DEADLINE, WorkerId,
+};
 use crate::identity::{Store, VerifiedPeer};
 use crate::mesh::{Handle, Snapshot, Workload};
 use crate::net::ClientAddr;
@@ -209,11 +211,13 @@ impl Inbound {
             .credentials(identity)
             .await
             .map_err(|cause| (Refusal::UnknownWorkload, format!("identity error: {cause}")))?;
-        self.handshakes.accept(accepted.socket, credentials.server_config()).await.map_err(|cause| match cause {
-            HandshakeError::Busy(_) => (Refusal::OverBudget, cause.to_string()),
-            HandshakeError::Draining => (Refusal::Draining, cause.to_string()),
-            cause => (Refusal::TlsHandshake, format!("tls handshake error: {cause}")),
-        })
+        self.handshakes.accept(accepted.socket, credentials.server_config()).await.map_err(
+            |cause| match cause {
+                HandshakeError::Busy(_) => (Refusal::OverBudget, cause.to_string()),
+                HandshakeError::Draining => (Refusal::Draining, cause.to_string()),
+                cause => (Refusal::TlsHandshake, format!("tls handshake error: {cause}")),
+            },
+        )
     }
 
     /// One tunnel, on the worker that owns it.
@@ -237,7 +241,8 @@ impl Inbound {
             }
         };
         let serving = async {
-            let server = Server::start(secured, &self.config.hbone).await.map_err(|cause| cause.to_string())?;
+            let server =
+                Server::start(secured, &self.config.hbone).await.map_err(|cause| cause.to_string())?;
             let each = |incoming| {
                 tokio::task::spawn_local(self.clone().stream(tunnel.clone(), incoming));
             };
@@ -354,9 +359,7 @@ impl Inbound {
                 }
                 Ok(admitted)
             }
-            Err(denial) => {
-                Err(Outcome::Denied { reason: denial.to_string(), policy: denied_by(&denial) })
-            }
+            Err(denial) => Err(Outcome::Denied { reason: denial.to_string(), policy: denied_by(&denial) }),
         }
     }
 
@@ -374,9 +377,8 @@ impl Inbound {
         // Behind a gateway the address is the gateway's and says nothing about the source.
         let through_gateway =
             request.from_network.as_deref().is_some_and(|of| !of.eq_ignore_ascii_case(&self.config.network));
-        let known = (!through_gateway)
-            .then(|| mesh.workload_at(&self.config.network, tunnel.client.ip()))
-            .flatten();
+        let known =
+            (!through_gateway).then(|| mesh.workload_at(&self.config.network, tunnel.client.ip())).flatten();
         let source = match known {
             Some(workload) => Peer { identity: Some(identity.clone()), ..peer_of(workload) },
             None => {
@@ -385,9 +387,10 @@ impl Inbound {
                 Peer::source_from_baggage(&baggage.unwrap_or_default(), Some(identity.clone()))
             }
         };
-        let service = found.service.as_ref().or_else(|| {
-            mesh.guess_service(local, request.service.as_deref(), found.addr.port())
-        });
+        let service = found
+            .service
+            .as_ref()
+            .or_else(|| mesh.guess_service(local, request.service.as_deref(), found.addr.port()));
         Parties {
             reporter: Reporter::Destination,
             client: tunnel.client,
@@ -402,9 +405,8 @@ impl Inbound {
 
     /// The pod's workload, waiting for the control plane to name it.
     async fn workload(&self, pod: &Pod) -> Option<Arc<Workload>> {
-        let find = |mesh: &Snapshot| {
-            mesh.local_workload(&pod.name, &pod.namespace, &pod.service_account).cloned()
-        };
+        let find =
+            |mesh: &Snapshot| mesh.local_workload(&pod.name, &pod.namespace, &pod.service_account).cloned();
         self.mesh.wait_for(WORKLOAD_DEADLINE, find).await
     }
 }
@@ -430,7 +432,9 @@ fn refusal(none: &NoTarget) -> Refusal {
 /// The policy behind a denial, if one is.
 fn denied_by(denial: &Denial) -> Option<Text> {
     match denial {
-        Denial::Explicit(key) | Denial::Missing(key) | Denial::MissingStrict(key) => Some(key.to_string().into()),
+        Denial::Explicit(key) | Denial::Missing(key) | Denial::MissingStrict(key) => {
+            Some(key.to_string().into())
+        }
         Denial::NoneAllowed => None,
     }
 }
@@ -439,11 +443,11 @@ fn denied_by(denial: &Denial) -> Option<Text> {
 struct Counting<'a>(&'a Record);
 
 impl hbone::Meter for Counting<'_> {
-    fn from_app(&self, bytes: usize) {
+    fn app_sent(&self, bytes: usize) {
         self.0.sent(bytes as u64);
     }
 
-    fn to_app(&self, bytes: usize) {
+    fn app_received(&self, bytes: usize) {
         self.0.received(bytes as u64);
     }
 }

@@ -11,7 +11,8 @@ use super::{Counting, Inbound, Subject, cut_short, unknown};
 use crate::capture::{Accepted, Acceptor, Downstream, Pod, is_own_port};
 use crate::flow::relay::{Broken, relay};
 use crate::flow::{
-    Direction, Outcome, Parties, Peer, Record, Seen, Side, Stage, Timeline, early_deny, labels_of_service, peer_of,
+    Direction, Outcome, Parties, Peer, Record, Seen, Side, Stage, Timeline, early_deny, labels_of_service,
+    peer_of,
 };
 use crate::mesh::Workload;
 use crate::net::socket::{original_dst, reset_on_close};
@@ -76,7 +77,13 @@ impl Inbound {
         let _carried = self.placement.carry(self.worker);
         let Some(local) = self.workload(&caller.pod).await else {
             let why = unknown(&caller.pod);
-            return self.refuse(&caller.socket, caller.client, caller.original, Refusal::UnknownWorkload, &why);
+            return self.refuse(
+                &caller.socket,
+                caller.client,
+                caller.original,
+                Refusal::UnknownWorkload,
+                &why,
+            );
         };
         let mut timeline = Timeline::new(caller.at);
         timeline.stamp(Stage::Resolved, Instant::now());
@@ -131,7 +138,8 @@ impl Inbound {
             reporter: Reporter::Destination,
             client: caller.client,
             // Whatever the mesh says of that address, a plaintext caller has proven nothing.
-            source: source.map_or_else(Peer::unknown, |workload| Peer { identity: None, ..peer_of(workload) }),
+            source: source
+                .map_or_else(Peer::unknown, |workload| Peer { identity: None, ..peer_of(workload) }),
             destination: peer_of(local),
             dst_addr: caller.original.addr(),
             hbone_addr: None,

@@ -135,10 +135,7 @@ mod tests {
     #[test]
     fn another_method_is_refused() {
         let get = Request::builder().uri("http://10.0.0.1:80/").body(()).unwrap();
-        assert_eq!(
-            TunnelRequest::parse(&get).unwrap_err().to_string(),
-            "expected method CONNECT, got GET"
-        );
+        assert_eq!(TunnelRequest::parse(&get).unwrap_err().to_string(), "expected method CONNECT, got GET");
     }
 
     #[test]
@@ -160,9 +157,15 @@ mod tests {
         let good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00";
         assert_eq!(trace(good).unwrap().traceparent(), good);
         let zeros = "0".repeat(55);
-        for bad in
-            [zeros.as_str(), "", "-", "---", "00-0-0-00", "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00", "00-00000000000000000000000000000000-b7ad6b7169203331-00"]
-        {
+        for bad in [
+            zeros.as_str(),
+            "",
+            "-",
+            "---",
+            "00-0-0-00",
+            "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00",
+            "00-00000000000000000000000000000000-b7ad6b7169203331-00",
+        ] {
             let head = connect("10.0.0.1:80").header("traceparent", bad).body(()).unwrap();
             let ids = TunnelRequest::parse(&head).unwrap().trace;
             assert!(ids.trace != 0 && ids.parent != 0, "{bad}");

@@ -40,7 +40,9 @@ pub enum NoTarget {
     #[error("attempted recursive call to ourselves")]
     Recursive,
     /// A waypoint that wants its traffic handed over in a way this version has not.
-    #[error("workload {0} takes its traffic through an application tunnel, which this version does not serve")]
+    #[error(
+        "workload {0} takes its traffic through an application tunnel, which this version does not serve"
+    )]
     ApplicationTunnel(String),
 }
 

@@ -36,13 +36,7 @@ fn set_flag(socket: BorrowedFd<'_>, level: c_int, name: c_int) -> io::Result<()>
     // SAFETY: the borrow keeps the descriptor open for the call; the kernel only reads `on`, which outlives
     // the call, and the length is its exact size.
     check(unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            level,
-            name,
-            (&raw const on).cast(),
-            len::<c_int>(),
-        )
+        libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const on).cast(), len::<c_int>())
     })
     .map(drop)
 }

@@ -12,26 +12,37 @@ impl Wait {
     }
 }
 
-/// Counts failures to keep a session and answers with the wait before the next attempt.
+/// How a session, or the attempt to open one, went.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Session {
+    /// Its snapshot was complete.
+    pub(super) synced: bool,
+    /// It ended because the agent broke the protocol.
+    pub(super) violated: bool,
+    /// From connecting to its end.
+    pub(super) lasted: Duration,
+}
+
+/// Counts sessions that came to nothing and answers with the wait before the next attempt.
 #[derive(Debug)]
 pub(super) struct Backoff {
     wait: Wait,
+    settled: Duration,
     failures: u32,
 }
 
 impl Backoff {
-    pub(super) fn new(wait: Wait) -> Self {
-        Self { wait, failures: 0 }
+    pub(super) fn new(wait: Wait, settled: Duration) -> Self {
+        Self { wait, settled, failures: 0 }
     }
 
-    /// Starts from the bottom again.
-    pub(super) fn reset(&mut self) {
-        self.failures = 0;
-    }
-
-    /// Counts a failure and returns the wait, spread by 20 % either way so that the proxies of many nodes do
-    /// not return in step.
-    pub(super) fn fail(&mut self) -> Duration {
+    /// The wait after `session`, from the bottom again if it was a good one. It is spread by 20 % either
+    /// way, so that the proxies of many nodes do not return in step.
+    pub(super) fn after(&mut self, session: Session) -> Duration {
+        // An agent that breaks the protocol after each snapshot must not be asked for one every 20 ms.
+        if session.synced && (!session.violated || session.lasted >= self.settled) {
+            self.failures = 0;
+        }
         self.failures = self.failures.saturating_add(1);
         self.wait.after(self.failures).mul_f64(fastrand::f64().mul_add(0.4, 0.8))
     }

@@ -46,7 +46,8 @@ pub(super) enum Violation {
     #[error("failure to read message: longer than {} bytes", super::socket::PACKET)]
     Truncated,
     #[error(
-        "failure to read message: not all of its descriptors could be received; is the limit on open files reached?"
+        "failure to read message: not all of its descriptors could be received; is the limit on open files \
+         reached?"
     )]
     ControlTruncated,
     #[error("failure to read message: not a WorkloadRequest")]

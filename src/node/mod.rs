@@ -62,7 +62,8 @@ pub trait Pods {
     fn start(&self, pod: PodInfo, netns: Arc<Netns>) -> impl Future<Output = Result<(), StartError>>;
 
     /// Ends the pod's proxy; does nothing for a uid that does not run. With [`Stop::Cut`] it returns when
-    /// the listeners are closed, within [`Timing::stop`]; with [`Stop::Drain`] when the last connection ended.
+    /// the listeners are closed, within [`Timing::stop`]; with [`Stop::Drain`] when the last connection
+    /// ended.
     fn stop(&self, uid: &str, how: Stop) -> impl Future<Output = ()>;
 }
 

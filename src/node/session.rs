@@ -11,7 +11,7 @@ use std::task::Poll;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
-use super::backoff::Backoff;
+use super::backoff::{Backoff, Session};
 use super::error::{Ended, Refusal, StartError, Violation, chain};
 use super::socket::{Connection, Received};
 use super::state::{Action, Cut, Event, State};
@@ -60,7 +60,7 @@ struct Node<'a, P, R> {
 impl<'a, P: Pods, R: Fn(bool)> Node<'a, P, R> {
     /// One session after another, until `stop`.
     async fn serve(&mut self, mut stop: Pin<&mut impl Future<Output = ()>>) {
-        let mut backoff = Backoff::new(self.config.timing.reconnect);
+        let mut backoff = Backoff::new(self.config.timing.reconnect, self.config.timing.settled);
         loop {
             let since = Instant::now();
             let ended = match Connection::open(&self.config.socket) {
@@ -90,12 +90,9 @@ impl<'a, P: Pods, R: Fn(bool)> Node<'a, P, R> {
                     "no session with the node agent; trying again"
                 ),
             }
-            // An agent that breaks the protocol after each snapshot must not be asked for one every 20 ms.
-            let violated = matches!(ended, Ended::Violated(_));
-            if synced && (!violated || since.elapsed() >= self.config.timing.settled) {
-                backoff.reset();
-            }
-            if self.unless(stop.as_mut(), sleep(backoff.fail())).await.is_none() {
+            let session =
+                Session { synced, violated: matches!(ended, Ended::Violated(_)), lasted: since.elapsed() };
+            if self.unless(stop.as_mut(), sleep(backoff.after(session))).await.is_none() {
                 return;
             }
         }
@@ -306,7 +303,7 @@ async fn attempt<P: Pods>(
 /// Cuts one pod, and goes on when that takes too long: the agent waits for an answer.
 async fn cut<P: Pods>(pods: &P, timing: Timing, uid: &str) {
     if timeout(timing.stop, pods.stop(uid, Stop::Cut)).await.is_err() {
-        warn!(pod = uid, within = ?timing.stop, "the pod's listeners did not close in time; going on without");
+        warn!(pod = uid, within = ?timing.stop, "the pod's listeners did not close in time; going on");
     }
 }
 

@@ -26,7 +26,7 @@ use rustix::net::{
 use tempfile::TempDir;
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -65,8 +65,9 @@ struct TestPods {
     running: RefCell<HashMap<Arc<str>, (PodInfo, TcpListener)>>,
     /// What was asked, in order.
     log: RefCell<Vec<String>>,
-    /// Pods whose start never ends.
+    /// Pods whose start does not go on until it is released.
     stuck: RefCell<HashSet<&'static str>>,
+    release: Notify,
     /// What a start answers instead of listening.
     unavailable: RefCell<Option<String>>,
     /// How long a start holds the whole thread.
@@ -88,7 +89,7 @@ impl Pods for TestPods {
         self.log.borrow_mut().push(format!("start {}", pod.uid));
         assert!(!self.serves(&pod.uid), "{} is started although it runs", pod.uid);
         if self.stuck.borrow().contains(&*pod.uid) {
-            std::future::pending::<()>().await;
+            self.release.notified().await;
         }
         std::thread::sleep(*self.holds_thread.borrow());
         if let Some(why) = &*self.unavailable.borrow() {

@@ -18,7 +18,9 @@ use crate::capture::connected;
 use crate::flow::relay::{self, Broken, relay};
 use crate::flow::{Outcome, Parties, Peer, Record, Seen, Side, Stage, Timeline};
 use crate::flow::{baggage_of, labels_of_service, peer_of};
-use crate::hbone::{self, ConnectRequest, DialPlan, Ended, HandshakeError, OpenError, Opened, TCP_DEADLINE, TraceIds, Tunnel};
+use crate::hbone::{
+    self, ConnectRequest, DialPlan, Ended, HandshakeError, OpenError, Opened, TCP_DEADLINE, TraceIds, Tunnel,
+};
 use crate::mesh::Service;
 use crate::net::socket::reset_on_close;
 use crate::telemetry::{Reporter, Security};
@@ -70,7 +72,8 @@ impl Outbound {
         let app = match TcpStream::from_std(placed.accepted.socket) {
             Ok(app) => app,
             Err(cause) => {
-                record.close(&Outcome::Broken { direction: crate::flow::Direction::Send, cause: Some(cause) });
+                record
+                    .close(&Outcome::Broken { direction: crate::flow::Direction::Send, cause: Some(cause) });
                 return;
             }
         };
@@ -114,7 +117,12 @@ impl Outbound {
         }
     }
 
-    async fn try_open(&self, placed: &Placed, route: &Route, timeline: &mut Timeline) -> Result<Upstream, Failed> {
+    async fn try_open(
+        &self,
+        placed: &Placed,
+        route: &Route,
+        timeline: &mut Timeline,
+    ) -> Result<Upstream, Failed> {
         let to = match route {
             Route::Tunnel(to) => return self.open_tunnel(placed, to, timeline).await.map(Upstream::Tunnel),
             Route::Plain { to, .. } => *to,
@@ -142,8 +150,11 @@ impl Outbound {
         let key = self
             .key(&placed.source, client, &Route::Tunnel(to.clone()))
             .ok_or_else(|| final_(Outcome::Identity("the workload has no valid identity".into())))?;
-        let credentials =
-            self.store.credentials(&key.source).await.map_err(|cause| final_(Outcome::Identity(cause.to_string())))?;
+        let credentials = self
+            .store
+            .credentials(&key.source)
+            .await
+            .map_err(|cause| final_(Outcome::Identity(cause.to_string())))?;
         timeline.stamp(Stage::Certificate, now());
         let request = ConnectRequest {
             authority: to.authority,
@@ -246,7 +257,9 @@ fn failed(cause: OpenError, to: SocketAddr) -> Failed {
         },
         OpenError::Status(status) => Outcome::Refused(status),
         OpenError::Refused(cause) | OpenError::Lost(cause) => Outcome::Http2(cause),
-        OpenError::Timeout(after) => Outcome::Http2(format!("no answer to CONNECT within {}s", after.as_secs())),
+        OpenError::Timeout(after) => {
+            Outcome::Http2(format!("no answer to CONNECT within {}s", after.as_secs()))
+        }
     };
     Failed { outcome, elsewhere }
 }
@@ -261,7 +274,9 @@ async fn carried(upstream: Upstream, app: TcpStream, record: &Record) -> Outcome
         Upstream::Tunnel(opened) => match opened.carry(app, &Counting(record)).await {
             Ended::Complete => Outcome::Complete,
             Ended::AppReset(_) => Outcome::Reset { by: Side::Client, seen: Seen::Socket },
-            Ended::PeerReset(reason) => Outcome::Reset { by: Side::Server, seen: Seen::Stream(reason.into()) },
+            Ended::PeerReset(reason) => {
+                Outcome::Reset { by: Side::Server, seen: Seen::Stream(reason.into()) }
+            }
             Ended::TunnelLost(cause) => Outcome::TunnelLost(cause),
         },
     }
@@ -271,11 +286,11 @@ async fn carried(upstream: Upstream, app: TcpStream, record: &Record) -> Outcome
 struct Counting<'a>(&'a Record);
 
 impl hbone::Meter for Counting<'_> {
-    fn from_app(&self, bytes: usize) {
+    fn app_sent(&self, bytes: usize) {
         self.0.received(bytes as u64);
     }
 
-    fn to_app(&self, bytes: usize) {
+    fn app_received(&self, bytes: usize) {
         self.0.sent(bytes as u64);
     }
 }

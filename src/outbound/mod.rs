@@ -185,16 +185,22 @@ impl Outbound {
     }
 
     /// Refuses a connection that has no record yet: the application sees a reset.
-    fn refuse(&self, socket: &TcpStream, client: ClientAddr, dst: OriginalDst, kind: Refusal, why: &dyn Display) {
+    fn refuse(
+        &self,
+        socket: &TcpStream,
+        client: ClientAddr,
+        dst: OriginalDst,
+        kind: Refusal,
+        why: &dyn Display,
+    ) {
         early_deny(&self.shard, Reporter::Source, client, dst.addr(), kind, why);
         reset_on_close(socket);
     }
 
     /// The pod's workload, waiting for the control plane to name it.
     async fn workload(&self, pod: &Pod) -> Option<Arc<Workload>> {
-        let find = |mesh: &Snapshot| {
-            mesh.local_workload(&pod.name, &pod.namespace, &pod.service_account).cloned()
-        };
+        let find =
+            |mesh: &Snapshot| mesh.local_workload(&pod.name, &pod.namespace, &pod.service_account).cloned();
         self.mesh.wait_for(WORKLOAD_DEADLINE, find).await
     }
 

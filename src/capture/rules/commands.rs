@@ -1,6 +1,5 @@
 //! Runs iptables and ip inside a pod's network namespace.
 
-use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Seek as _, Write as _};
 use std::os::fd::OwnedFd;
@@ -24,10 +23,8 @@ pub struct Tools {
 
 impl Tools {
     /// Looks in `directories`, in this order, and nowhere else.
-    pub fn looking_in(directories: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
-        Self {
-            directories: directories.into_iter().map(|directory| PathBuf::from(directory.into())).collect(),
-        }
+    pub fn looking_in(directories: impl IntoIterator<Item = impl Into<PathBuf>>) -> Self {
+        Self { directories: directories.into_iter().map(Into::into).collect() }
     }
 
     /// Whether `program` is there.

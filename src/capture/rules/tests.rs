@@ -11,7 +11,7 @@ fn everything() -> Rules {
         ipv6: true,
         dns: DnsCapture::Captured,
         inbound: InboundCapture::Captured,
-        virtual_interfaces: vec![InterfaceName::parse("tap0").unwrap()],
+        virtual_interfaces: ["tap0", "k6t+"].map(|name| InterfaceName::parse(name).unwrap()).to_vec(),
     }
 }
 
@@ -85,6 +85,8 @@ fn the_nat_rows_are_those_of_the_reference_in_its_order() {
             [
                 "-i tap0 -p tcp -j REDIRECT --to-ports 15001".to_owned(),
                 "-i tap0 -p tcp -j RETURN".to_owned(),
+                "-i k6t+ -p tcp -j REDIRECT --to-ports 15001".to_owned(),
+                "-i k6t+ -p tcp -j RETURN".to_owned(),
                 format!("-s {probe} -p tcp -m tcp -j ACCEPT"),
                 format!(
                     "! -d {lo} -p tcp -m tcp ! --dport 15008 -m mark ! --mark 0x539/0xfff \
@@ -262,7 +264,8 @@ fn rules_too_many_or_out_of_order_are_found_and_mended() {
             unexpected(Table::Mangle, "FORWARD", "-p udp -j ISTIO_PRERT"),
         ),
         (
-            "iptables -t nat -D ISTIO_OUTPUT 1; iptables -t nat -A ISTIO_OUTPUT -d 169.254.7.127 -p tcp -j ACCEPT",
+            "iptables -t nat -D ISTIO_OUTPUT 1; \
+             iptables -t nat -A ISTIO_OUTPUT -d 169.254.7.127 -p tcp -j ACCEPT",
             Deviation::OutOfOrder(Family::V4, Table::Nat, Chain::OurOutput),
         ),
     ] {

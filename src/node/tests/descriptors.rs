@@ -18,7 +18,7 @@ fn pair() -> (Connection, Peer) {
 /// Descriptors of this process that name `netns`. Nobody else has this namespace, whatever runs beside.
 fn open_to(netns: &Netns) -> usize {
     let name = format!("net:[{}]", netns.id().inode);
-    let names = |entry: std::io::Result<std::fs::DirEntry>| std::fs::read_link(entry.unwrap().path()).ok();
+    let names = |entry: io::Result<std::fs::DirEntry>| std::fs::read_link(entry.unwrap().path()).ok();
     std::fs::read_dir("/proc/self/fd")
         .unwrap()
         .filter_map(names)

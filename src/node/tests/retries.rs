@@ -78,7 +78,6 @@ fn a_start_that_never_ends_is_refused_in_time_and_cut() {
 async fn with_a_start_under_way(agent: &Agent, netns: &Netns) -> (Node, Peer) {
     let node = Node::with(agent, soon());
     *node.pods.unavailable.borrow_mut() = Some("no worker".to_owned());
-    node.pods.stuck.borrow_mut().insert("never");
     let peer = agent.session().await;
     peer.snapshot_sent().await;
     assert_ne!(peer.add("a", netns).await, "");
@@ -110,6 +109,9 @@ fn a_pod_deleted_while_its_start_is_repeated_is_cut_and_stays_gone() {
         assert_eq!(node.pods.log().last().unwrap(), "cut a");
         assert!(node.is_ready());
         assert_eq!([node.count(|m| &m.pending), node.count(|m| &m.stopped)], [0, 0]);
+        node.pods.release.notify_waiters();
+        peer.hears_nothing().await;
+        assert!(!node.pods.serves("a"), "the start under way was dropped");
     });
 }
 
@@ -121,6 +123,8 @@ fn a_pod_added_while_its_start_is_repeated_is_started_once() {
         node.pods.stuck.borrow_mut().remove("a");
         let before = node.pods.log().len();
         assert_eq!(peer.add("a", &netns).await, "");
+        node.pods.release.notify_waiters();
+        peer.hears_nothing().await;
         assert_eq!(node.pods.log()[before..], ["cut a", "start a"]);
         assert!(node.is_ready());
     });

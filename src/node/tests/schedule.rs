@@ -1,6 +1,6 @@
 //! How long it waits.
 
-use super::super::backoff::Backoff;
+use super::super::backoff::{Backoff, Session};
 use super::super::state::{Action, Event, State};
 use super::*;
 
@@ -31,20 +31,41 @@ fn a_pod_that_fails_waits_one_second_and_then_twice_as_long_up_to_fifteen() {
     assert!(state.next_retry().is_none());
 }
 
+const NONE: Session = Session { synced: false, violated: false, lasted: Duration::ZERO };
+
+fn backoff() -> Backoff {
+    Backoff::new(Timing::default().reconnect, Timing::default().settled)
+}
+
+/// Whether the next wait after `session` is the shortest, although many before came to nothing.
+fn starts_over(session: Session) -> bool {
+    let mut backoff = backoff();
+    for _ in 0..20 {
+        backoff.after(NONE);
+    }
+    backoff.after(session) < Duration::from_millis(25)
+}
+
 #[test]
 fn reconnecting_waits_20_ms_and_then_twice_as_long_up_to_15_s_give_or_take_a_fifth() {
-    let mut backoff = Backoff::new(Timing::default().reconnect);
-    let mut bottom = Duration::from_millis(20);
+    let mut backoff = backoff();
+    let mut middle = Duration::from_millis(20);
     for _ in 0..40 {
-        let wait = backoff.fail();
-        assert!(
-            wait >= bottom.mul_f64(0.79) && wait <= bottom.mul_f64(1.21),
-            "{wait:?} is not around {bottom:?}"
-        );
-        bottom = (bottom * 2).min(Duration::from_secs(15));
+        let wait = backoff.after(NONE);
+        assert!(wait >= middle.mul_f64(0.79), "{wait:?} is not around {middle:?}");
+        assert!(wait <= middle.mul_f64(1.21), "{wait:?} is not around {middle:?}");
+        middle = (middle * 2).min(Duration::from_secs(15));
     }
-    backoff.reset();
-    assert!(backoff.fail() < Duration::from_millis(25));
+}
+
+#[test]
+fn only_a_session_that_was_good_for_something_starts_the_wait_over() {
+    let synced = Session { synced: true, ..NONE };
+    assert!(starts_over(synced));
+    assert!(!starts_over(NONE));
+    assert!(!starts_over(Session { violated: true, ..synced }));
+    assert!(starts_over(Session { violated: true, lasted: Duration::from_secs(60), ..synced }));
+    assert!(!starts_over(Session { lasted: HOUR, ..NONE }));
 }
 
 #[test]

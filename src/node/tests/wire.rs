@@ -48,11 +48,11 @@ fn a_request_of_a_newer_agent_is_unknown_and_not_a_violation() {
 
 #[test]
 fn a_packet_that_breaks_the_protocol_says_how() {
-    let add = |info| {
-        let payload = Payload::Add(proto::AddWorkload { workload_info: info, ..super::add("a") });
+    let add_with = |info| {
+        let payload = Payload::Add(proto::AddWorkload { workload_info: info, ..add("a") });
         proto::WorkloadRequest { payload: Some(payload) }.encode_to_vec()
     };
-    let whole = add(super::add("a").workload_info);
+    let whole = add_with(add("a").workload_info);
     let says = |bytes: &[u8], descriptors, text: &str| {
         let said = chain(&read(bytes, descriptors).unwrap_err());
         assert!(said.contains(text), "{said:?} does not contain {text:?}");
@@ -62,7 +62,7 @@ fn a_packet_that_breaks_the_protocol_says_how() {
     says(&whole, 0, "an added pod comes with one descriptor, this one with none");
     says(&whole, 2, "2 descriptors with a message that takes 1");
     says(&[0x1a, 0x00], 1, "1 descriptors with a message that takes 0");
-    says(&add(None), 1, "failure to process message: pod a was added without workload_info");
+    says(&add_with(None), 1, "failure to process message: pod a was added without workload_info");
 }
 
 #[test]
@@ -81,7 +81,10 @@ fn a_long_error_text_fits_the_agents_buffer_and_stays_text() {
 
 proptest! {
     #[test]
-    fn no_bytes_make_the_reader_panic(bytes in prop::collection::vec(any::<u8>(), 0..1024), descriptors in 0_usize..3) {
+    fn no_bytes_make_the_reader_panic(
+        bytes in prop::collection::vec(any::<u8>(), 0..1024),
+        descriptors in 0_usize..3,
+    ) {
         let _ = read(&bytes, descriptors);
     }
 }

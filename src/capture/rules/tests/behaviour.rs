@@ -34,14 +34,26 @@ fn wired() -> Wired {
         child.kill().unwrap();
         child.wait().unwrap();
     }
+    // Both ends first: an address of a link without its other end is not usable yet.
+    for netns in [&pod, &world] {
+        sh(netns, "ip link set eth0 up");
+    }
     for (netns, host, other) in [(&pod, 2, 1), (&world, 1, 2)] {
         sh(
             netns,
             &format!(
-                "ip link set eth0 up; ip addr add 10.9.0.{host}/24 dev eth0; \
+                "ip addr add 10.9.0.{host}/24 dev eth0; \
                  ip addr add fd09::{host}/64 dev eth0 nodad; \
                  ip route add default via 10.9.0.{other}; ip -6 route add default via fd09::{other}"
             ),
+        );
+    }
+    for netns in [&pod, &world] {
+        // The kernel notices the link in its own time.
+        sh(
+            netns,
+            "timeout 20 sh -c 'until ip link show eth0 | grep -q LOWER_UP && ip -6 route get fd09::1 && \
+             ip -6 route get fd09::2; do sleep 0.01; done' >/dev/null 2>&1",
         );
     }
     ordinary().install(&pod, &Tools::default()).unwrap();
@@ -86,7 +98,7 @@ fn addrs(port: u16, host: u16) -> [SocketAddr; 2] {
 
 #[test]
 fn what_an_application_dials_comes_to_the_proxy_which_sees_what_was_dialled() {
-    let Wired { pod, .. } = wired();
+    let Wired { pod, world: _keeps_the_link_up } = wired();
     let outbound = listen(&pod, socket::wildcard(15001, true), PROXY);
     for dialled in ["203.0.113.9:80", "[2001:db8:9::9]:443"] {
         let client = dial(&pod, dialled.parse().unwrap());
@@ -111,7 +123,7 @@ fn the_proxys_own_connections_leave_the_pod() {
 
 #[test]
 fn a_pod_reaches_its_own_addresses_and_loopback_directly() {
-    let Wired { pod, .. } = wired();
+    let Wired { pod, world: _keeps_the_link_up } = wired();
     let captured = [15001, 15006].map(|port| listen(&pod, socket::wildcard(port, true), PROXY));
     let server = listen(&pod, socket::wildcard(8080, true), None);
     let loopback = ["127.0.0.1:8080", "127.0.0.2:8080", "[::1]:8080"].map(|addr| addr.parse().unwrap());
@@ -143,7 +155,7 @@ fn plaintext_from_outside_comes_to_the_proxy_and_tunnels_are_not_redirected() {
 
 #[test]
 fn an_application_answers_a_kept_client_address_through_the_proxy() {
-    let Wired { pod, .. } = wired();
+    let Wired { pod, world: _keeps_the_link_up } = wired();
     let server = listen(&pod, socket::wildcard(8080, true), None);
     for (to, client) in addrs(8080, 2).into_iter().zip(["198.51.100.7", "2001:db8:7::7"]) {
         let client: IpAddr = client.parse().unwrap();
@@ -170,7 +182,7 @@ fn a_health_probe_reaches_the_application() {
 
 #[test]
 fn a_query_comes_to_the_proxy_and_its_answer_seems_to_come_from_the_resolver() {
-    let Wired { pod, .. } = wired();
+    let Wired { pod, world: _keeps_the_link_up } = wired();
     for (proxy, resolver) in [("127.0.0.1:15053", "203.0.113.53:53"), ("[::1]:15053", "[2001:db8:53::53]:53")]
     {
         let resolver: SocketAddr = resolver.parse().unwrap();

@@ -1,0 +1,1 @@
+//! Both roles against each other over loopback.
