@@ -140,11 +140,7 @@ pub(super) fn expect(
             let error = judged.error.as_deref().unwrap_or_default();
             let (told, wanted) = match reason {
                 Reason::Denied(name) => (policy.ends_with(name) && error.contains(name), name),
-                // Nothing matched, so the log need not name a policy; when it does, it must be this one.
-                Reason::NotAllowed(name) => {
-                    let named = policy.is_empty() || policy.ends_with(name);
-                    (named && error.contains("none allowed"), name)
-                }
+                Reason::NotAllowed(name) => (policy.ends_with(name) && error.contains("none allowed"), name),
             };
             if !told {
                 wrong(format!("the access log gives another reason than {wanted}"));

@@ -138,7 +138,11 @@ impl Report {
             _ => PLAIN,
         };
         self.line(&self.painted(paint, &text));
-        if row.verdict != "allowed" {
+        if row.verdict == "allowed" {
+            if let Some(policy) = &row.policy {
+                self.line(&format!("            └ by {policy}"));
+            }
+        } else {
             let error = row.error.as_deref().unwrap_or("the access log gives no reason");
             let policy = row.policy.as_deref().filter(|policy| !error.contains(policy));
             let policy = policy.map(|policy| format!(" ({policy})")).unwrap_or_default();

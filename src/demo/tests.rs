@@ -43,8 +43,8 @@ fn flawless(row: &Row, caller: &Pod, called: &Pod) -> (Call, Judged) {
         End::Refused(Reason::Denied(name)) => {
             (Some(format!("shop/{name}")), Some(format!("denied by: shop/{name}")))
         }
-        End::Refused(Reason::NotAllowed(_)) => {
-            (None, Some("allow policies exist, but none allowed".to_owned()))
+        End::Refused(Reason::NotAllowed(name)) => {
+            (Some(format!("shop/{name}")), Some("allow policies exist, but none allowed".to_owned()))
         }
     };
     let judged = Judged {
