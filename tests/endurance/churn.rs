@@ -68,6 +68,13 @@ fn two_hundred_pods_come_and_go_without_a_trace() {
     // One full round first: what a process makes once and keeps is no leak.
     let mut called = called.into_iter();
     visit(&stage, called.next().unwrap(), 0);
+    // The page shows a moment late what the proxy has done.
+    until("the first round is counted", SOON, || {
+        match stage.metric(Side::Two, "workload_manager_proxies_stopped_total") {
+            1.0 => Ok(()),
+            seen => Err(format!("{seen} proxies were stopped")),
+        }
+    });
     let before = Side::BOTH.map(|side| Holdings::of(stage.proxy(side).pid()));
     let started = stage.metric(Side::Two, "workload_manager_proxies_started_total");
     let stopped = stage.metric(Side::Two, "workload_manager_proxies_stopped_total");
