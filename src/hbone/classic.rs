@@ -25,7 +25,7 @@ use super::transport::Transport;
 use super::{CONNECT_DEADLINE, Config, PREFACE_DEADLINE, keepalive};
 use crate::flow::relay::{Fin, reset_after_fin, write_all};
 use crate::identity::VerifiedPeer;
-use crate::net::socket::reset_on_close;
+use crate::net::socket::{close_in_order, reset_on_close};
 
 /// Largest header lists we accept: a server reads other people's requests, a client reads answers.
 const CLIENT_HEADER_LIST: u32 = 16 * 1024;
@@ -295,15 +295,16 @@ impl Opened {
     /// the other end as a reset: nothing that was cut short looks complete.
     ///
     /// - Memory: none of ours while both ends are idle; one chunk of 16 to 256 KiB while bytes move.
-    /// - Cancel: dropping the future resets both ends.
+    /// - Cancel: dropping the future resets both ends, and so does the death of the process.
     /// - Source: RFC 9113 §8.5, RFC 9293 §3.6.1.
     pub async fn carry(self, app: TcpStream, meter: &impl Meter) -> Ended {
         let Self { mut send, mut receive, _count, .. } = self;
-        let app = Guarded { stream: app, clean: false };
+        // A reset is the end unless both were done: also when this is dropped, and when the process dies.
+        reset_on_close(&app);
         let app_fin = Fin::default();
         let ended = {
-            let to_tunnel = to_tunnel(&app.stream, &mut send, meter, &app_fin);
-            let to_app = to_app(&app.stream, &mut receive, meter, &app_fin);
+            let to_tunnel = to_tunnel(&app, &mut send, meter, &app_fin);
+            let to_app = to_app(&app, &mut receive, meter, &app_fin);
             tokio::pin!(to_tunnel, to_app);
             tokio::select! {
                 sent = &mut to_tunnel => match sent {
@@ -323,7 +324,7 @@ impl Opened {
         };
         match ended {
             Ok(()) => {
-                app.finish();
+                close_in_order(&app);
                 Ended::Complete
             }
             Err(ended) => {
@@ -332,26 +333,6 @@ impl Opened {
                 }
                 ended
             }
-        }
-    }
-}
-
-/// Makes an application socket that is dropped before its time send RST.
-struct Guarded {
-    stream: TcpStream,
-    clean: bool,
-}
-
-impl Guarded {
-    fn finish(mut self) {
-        self.clean = true;
-    }
-}
-
-impl Drop for Guarded {
-    fn drop(&mut self) {
-        if !self.clean {
-            reset_on_close(&self.stream);
         }
     }
 }
