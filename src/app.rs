@@ -119,6 +119,12 @@ pub fn run(config: Config) -> Result<(), Error> {
         drain = ?config.drain,
         "starting"
     );
+    if config.dns_capture {
+        tracing::warn!(
+            "this version answers no DNS queries: pods whose DNS is redirected to port 15053 resolve nothing; turn it \
+             off with ambient.dnsCapture=false in the istio-cni chart, and set ISTIO_META_DNS_CAPTURE=false here"
+        );
+    }
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Thread)?;
     let stop_discovery = discovery.stopper();

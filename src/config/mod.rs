@@ -55,6 +55,8 @@ pub struct Config {
     /// How long connections may run on after the order to stop
     /// (`CONNECTION_TERMINATION_DEADLINE`, `TERMINATION_GRACE_PERIOD_SECONDS`).
     pub drain: Duration,
+    /// Whether the pods' DNS is captured (`ISTIO_META_DNS_CAPTURE`), which this version does not answer.
+    pub dns_capture: bool,
     /// Log filter (`RUST_LOG`).
     pub log_filter: String,
     /// One JSON object per log line (`LOG_FORMAT=json`).
@@ -122,6 +124,7 @@ pub const KNOWN: &[&str] = &[
     "ZTUNNEL_RESOURCE_CPU_REQUEST",
     "ENABLE_RESPONSE_BAGGAGE",
     "UNKNOWN_POLICY",
+    "ISTIO_META_DNS_CAPTURE",
     "CONNECTION_TERMINATION_DEADLINE",
     "TERMINATION_GRACE_PERIOD_SECONDS",
     "RUST_LOG",
@@ -183,6 +186,7 @@ pub fn load(source: &impl Source) -> Result<Config, Complaints> {
         UnknownPolicy::Close,
     );
     let drain = drain(&mut env);
+    let dns_capture = env.or("ISTIO_META_DNS_CAPTURE", |text| Ok(text.eq_ignore_ascii_case("true")), true);
     let log_filter = env.or("RUST_LOG", read::any, "info".into());
     let log_json = env.or("LOG_FORMAT", |text| Ok(text == "json"), false);
     let admin_port = env.or("ADIT_ADMIN_PORT", read::port, 15000);
@@ -208,6 +212,7 @@ pub fn load(source: &impl Source) -> Result<Config, Complaints> {
             baggage,
             unknown_policy,
             drain,
+            dns_capture,
             log_filter,
             log_json,
             admin_port,

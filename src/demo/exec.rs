@@ -10,15 +10,18 @@ use std::process::Command;
 
 use nix::sched::{CloneFlags, setns};
 
-use super::Error;
 use super::place::{self, State};
+use super::{Error, setup};
 use crate::net::Netns;
 
 /// Replaces this process by `command` in the namespace called `name`. Returns only when that fails.
 ///
+/// Calls [`setup::alone`] first, because a user namespace may have to be entered.
+///
 /// # Errors
 /// [`Error::Unfit`]: no demo runs, it has no such namespace, or the system does not let us in.
 pub(super) fn run(name: &str, command: &[OsString]) -> Result<Infallible, Error> {
+    setup::alone()?;
     let state = place::running()?;
     let room = state.namespaces.iter().find(|room| room.names.iter().any(|it| it == name));
     let Some(room) = room else {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::rows::{By, End, Route, Row};
+use super::rows::{By, End, Reason, Route, Row};
 use super::stage::{SINK, Stage};
 use crate::lab::{self, AccessLine, Membership, Pod, Position, WireReport};
 
@@ -53,10 +53,10 @@ pub(super) struct Judged {
 }
 
 /// One connection as its client knows it.
-struct Call {
-    local: Option<SocketAddr>,
-    seen: io::Result<SocketAddr>,
-    took: Duration,
+pub(super) struct Call {
+    pub(super) local: Option<SocketAddr>,
+    pub(super) seen: io::Result<SocketAddr>,
+    pub(super) took: Duration,
 }
 
 /// Plays `row` and judges it.
@@ -109,7 +109,7 @@ pub(super) fn play(stage: &Stage, row: &Row) -> Judged {
 }
 
 /// Adds what is not as `row` demands.
-fn expect(
+pub(super) fn expect(
     row: &Row,
     caller: &Pod,
     called: &Pod,
@@ -129,16 +129,21 @@ fn expect(
             Ok(_) => {}
             Err(cause) => wrong(format!("no answer came: {cause}")),
         },
-        End::Refused(policy) => {
+        End::Refused(reason) => {
             if first.seen.is_ok() {
                 wrong("it was answered and had to be refused".to_owned());
             }
             if !application_untouched {
                 wrong("the application was reached before the refusal".to_owned());
             }
-            let told = [&judged.policy, &judged.error];
-            if !told.into_iter().flatten().any(|text| text.contains(policy)) {
-                wrong(format!("the access log does not name {policy} as the reason"));
+            let policy = judged.policy.as_deref().unwrap_or_default();
+            let error = judged.error.as_deref().unwrap_or_default();
+            let (told, wanted) = match reason {
+                Reason::Denied(name) => (policy.ends_with(name) && error.contains(name), name),
+                Reason::NotAllowed(name) => (policy.ends_with(name) && error.contains("none allowed"), name),
+            };
+            if !told {
+                wrong(format!("the access log gives another reason than {wanted}"));
             }
         }
     }
@@ -302,10 +307,12 @@ pub(super) struct Wire {
 }
 
 /// Judges the capture of all rows.
-pub(super) fn wire(stage: &Stage, report: &WireReport) -> Wire {
+///
+/// `secret` was said only inside the mesh, `aloud` only outside it.
+pub(super) fn wire(secret: &str, aloud: &str, report: &WireReport) -> Wire {
     let times =
         |secret: &str| report.findings.iter().filter(|it| it.secret == secret).map(|it| it.times).sum();
-    let (secret_seen, control_seen) = (times(&stage.secret), times(&stage.aloud));
+    let (secret_seen, control_seen) = (times(secret), times(aloud));
     let mut problems = Vec::new();
     if secret_seen > 0 {
         problems.push("text of the mesh was on the wire in the clear".to_owned());

@@ -12,6 +12,8 @@ mod report;
 mod rows;
 mod setup;
 mod stage;
+#[cfg(test)]
+mod tests;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -80,7 +82,8 @@ enum Error {
 
 /// Runs the demo, or a command in the running one, and says how it went.
 ///
-/// Call it before any other thread is started: entering a user namespace needs a process with one thread.
+/// Call it before any other thread is started. Without root it may start the program anew, with the same
+/// arguments, to get rid of the allocator's thread.
 pub fn run(args: Args) -> ExitCode {
     let outcome = match args.command {
         Some(Sub::Exec { pod, command }) => exec::run(&pod, &command).map(|never| match never {}),
@@ -99,6 +102,7 @@ pub fn run(args: Args) -> ExitCode {
 /// Builds, shows, and takes down. True when every line was as it should be.
 fn show(keep: bool, json: bool) -> Result<bool, Error> {
     setup::tools()?;
+    setup::alone()?;
     let place = place::Place::make()?;
     setup::privilege(place.path())?;
     let interrupt = Interrupt::install(place.path())?;
@@ -113,7 +117,7 @@ fn show(keep: bool, json: bool) -> Result<bool, Error> {
     }
     // The capture ends before the throughput is measured: it would cost a core.
     let wire = capture.stop()?;
-    report.wire(&judge::wire(&stage, &wire));
+    report.wire(&judge::wire(&stage.secret, &stage.aloud, &wire));
     report.throughput(&judge::throughput(&stage, POUR));
     let as_expected = report.verdict();
     if keep {

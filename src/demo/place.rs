@@ -17,7 +17,7 @@ use super::stage::Stage;
 use crate::lab::Side;
 
 /// Name of the lock in a demo's directory.
-const LOCK: &str = "lock";
+pub(super) const LOCK: &str = "lock";
 /// Name of the description.
 const STATE: &str = "state.json";
 /// A directory without a lock may be one that another demo is just making; after this time it is not.
@@ -139,7 +139,7 @@ fn home() -> PathBuf {
 }
 
 /// Makes `home` where it is missing, and insists that it is ours alone: /tmp belongs to everybody.
-fn private(home: &Path) -> io::Result<()> {
+pub(super) fn private(home: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(home) {
         Err(cause) if cause.kind() != io::ErrorKind::AlreadyExists => Err(cause),
         _ => check_private(home),
@@ -166,7 +166,8 @@ fn is_held(path: &Path) -> Option<bool> {
     Some(lock.try_lock().is_err())
 }
 
-fn sweep(home: &Path) {
+/// Removes the directories in `home` whose demos have ended.
+pub(super) fn sweep(home: &Path) {
     for path in runs(home) {
         let dead = is_held(&path).map_or_else(
             || {

@@ -86,9 +86,10 @@ impl Report {
                 .object("stage", &Built { seconds: stage.took.as_secs_f64(), nodes, pods: pods.collect() });
         }
         self.line(&format!(
-            "A mesh of two nodes, one adit process each, one certificate authority; ready in {:.1} s.\n",
+            "A mesh of two nodes, one adit process each, one certificate authority; ready in {:.1} s.",
             stage.took.as_secs_f64()
         ));
+        self.line("");
         for side in Side::BOTH {
             for pod in stage.pods().filter(|pod| pod.side() == side && pod.namespace() != "bare") {
                 let part = match pod.membership() {
@@ -101,7 +102,8 @@ impl Report {
         }
         let service = stage.service();
         let addresses: Vec<_> = service.addresses.iter().map(ToString::to_string).collect();
-        self.line(&format!("  service   {}:{SERVICE} at {}\n", service.host(), addresses.join(" and ")));
+        self.line(&format!("  service   {}:{SERVICE} at {}", service.host(), addresses.join(" and ")));
+        self.line("");
     }
 
     /// One connection.
@@ -136,10 +138,15 @@ impl Report {
             _ => PLAIN,
         };
         self.line(&self.painted(paint, &text));
-        if row.verdict != "allowed" {
-            let policy = row.policy.as_deref().unwrap_or("-");
-            let error = row.error.as_deref().unwrap_or("-");
-            self.line(&format!("           └ by policy {policy}: {error}"));
+        if row.verdict == "allowed" {
+            if let Some(policy) = &row.policy {
+                self.line(&format!("            └ by {policy}"));
+            }
+        } else {
+            let error = row.error.as_deref().unwrap_or("the access log gives no reason");
+            let policy = row.policy.as_deref().filter(|policy| !error.contains(policy));
+            let policy = policy.map(|policy| format!(" ({policy})")).unwrap_or_default();
+            self.line(&format!("            └ {error}{policy}"));
         }
         self.problems(&row.problems);
     }
@@ -239,7 +246,7 @@ const YELLOW: &str = "\x1b[33m";
 const PLAIN: &str = "";
 
 /// Cells under their headings. A cell that is too wide pushes the rest instead of being cut.
-fn columns(cells: &[String; 8]) -> String {
+pub(super) fn columns(cells: &[String; 8]) -> String {
     let mut line = String::new();
     for (index, cell) in cells.iter().enumerate() {
         line.push_str(cell);
@@ -257,7 +264,7 @@ fn short(full: &str) -> &str {
 }
 
 /// `namespace/service account` of an identity, which is what differs inside one mesh.
-fn workload(identity: Option<&str>) -> String {
+pub(super) fn workload(identity: Option<&str>) -> String {
     let Some(identity) = identity else { return "?".to_owned() };
     match identity.split_once("/ns/").and_then(|(_, rest)| rest.split_once("/sa/")) {
         Some((namespace, account)) => format!("{namespace}/{account}"),

@@ -125,8 +125,17 @@ impl Route {
 pub(super) enum End {
     /// With an answer.
     Answered,
-    /// Refused at the called pod's node by this policy of its namespace, before the application saw it.
-    Refused(&'static str),
+    /// Refused at the called pod's node for this reason, before the application saw it.
+    Refused(Reason),
+}
+
+/// Why a connection is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reason {
+    /// This policy denies it.
+    Denied(&'static str),
+    /// There is this policy that allows others, and none that allows it.
+    NotAllowed(&'static str),
 }
 
 /// The whole story in its order.
@@ -142,8 +151,8 @@ pub(super) fn all() -> [Row; 11] {
         row(Cart, Payments, Service, "service", Hbone, Answered),
         row(Storefront, Printer, Pod, "not in the mesh", Plain, Answered),
         row(Printer, Cart, Pod, "permissive", Plain, Answered),
-        row(Printer, Payments, Pod, "strict", Plain, Refused(STRICT)),
-        row(Intruder, Payments, Pod, "policy", Hbone, Refused(CALLERS)),
+        row(Printer, Payments, Pod, "strict", Plain, Refused(Reason::Denied(STRICT))),
+        row(Intruder, Payments, Pod, "policy", Hbone, Refused(Reason::NotAllowed(CALLERS))),
         row(Storefront, Storefront, Pod, "itself", SamePod, Answered),
     ]
 }

@@ -2,8 +2,11 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -24,6 +27,11 @@ const TOOLS: [(&str, &str); 5] = [
 /// Where distributions keep them, also when the user's PATH lacks the administrators' directories.
 const DIRECTORIES: [&str; 6] =
     ["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/bin", "/bin"];
+/// Where jemalloc, which this program is built with, reads settings. With its background thread no process can
+/// enter a user namespace.
+const ALLOCATOR: &str = "_RJEM_MALLOC_CONF";
+/// For how many milliseconds a joined thread may linger.
+const LINGERING: u32 = 200;
 /// Exit code of a process that was interrupted (128 + SIGINT).
 const INTERRUPTED: i32 = 130;
 
@@ -48,6 +56,37 @@ pub(super) fn tools() -> Result<(), Error> {
     )))
 }
 
+/// Makes this process one of a single thread where it will have to enter a user namespace, which the kernel
+/// grants to no other. Starts the program anew when the allocator keeps a thread; nothing may be open yet.
+///
+/// # Errors
+/// The system's answer when the program cannot be started anew.
+pub(super) fn alone() -> Result<(), Error> {
+    if Netns::create().is_ok() || is_alone() || std::env::var_os(ALLOCATOR).is_some() {
+        return Ok(());
+    }
+    let cause = std::env::current_exe().map_or_else(
+        |cause| cause,
+        |program| {
+            let arguments = std::env::args_os().skip(1);
+            Command::new(program).args(arguments).env(ALLOCATOR, "background_thread:false").exec()
+        },
+    );
+    Err(Error::Unfit(format!("starting this program anew with a single thread: {cause}")))
+}
+
+/// Whether this is the only thread. One that has just been joined may linger in the kernel for a moment.
+fn is_alone() -> bool {
+    let threads = || fs::read_dir("/proc/self/task").map_or(usize::MAX, Iterator::count);
+    (0..LINGERING).any(|_| {
+        let alone = threads() == 1;
+        if !alone {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        alone
+    })
+}
+
 /// Makes sure that network namespaces can be made: as root, or as root of a user namespace of our own, with a
 /// network and a mount namespace that belong to it. `place` must stay visible.
 ///
@@ -59,6 +98,9 @@ pub(super) fn privilege(place: &Path) -> Result<(), Error> {
     }
     let (user, group) = (geteuid(), getegid());
     let enter = || {
+        if !is_alone() {
+            return Err(io::Error::other("this program could not get rid of its other threads"));
+        }
         unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)?;
         // The order the kernel asks for: user_namespaces(7).
         fs::write("/proc/self/uid_map", format!("0 {user} 1"))?;

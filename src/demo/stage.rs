@@ -9,12 +9,14 @@ use super::rows::Who;
 use super::setup::Interrupt;
 use super::{Error, rows};
 use crate::lab::{
-    Action, Agent, Behaviour, Capture, Launch, Match, Membership, MeshFile, Pod, Policy, Proxy, Server,
+    self, Action, Agent, Behaviour, Capture, Launch, Match, Membership, MeshFile, Pod, Policy, Proxy, Server,
     Service, Session, Side, Text, World,
 };
 
 /// How long the proxies may take to start.
 const START: Duration = Duration::from_secs(10);
+/// How often a starting proxy is looked at.
+const GLANCE: Duration = Duration::from_millis(100);
 /// Where applications answer.
 pub(super) const RESPOND: u16 = 8080;
 /// Where the application that speaks first listens.
@@ -72,10 +74,7 @@ impl Stage {
             let mut proxy =
                 Launch::new(&program, side, agent.path(), &mesh_path, &authority).start(world.node(side))?;
             interrupt.watch(proxy.pid());
-            let session = agent.accept(START).map_err(|cause| match proxy.still_runs() {
-                Err(ended) => ended,
-                Ok(()) => cause,
-            })?;
+            let session = greeted(&agent, &mut proxy)?;
             Ok((agent, proxy, session))
         };
         // One after the other: the first makes the certificate authority that the second finds.
@@ -168,6 +167,27 @@ impl Drop for Stage {
         // Both at once, so that the two drains overlap; dropping each then waits for it.
         for proxy in &self.proxies {
             let _ = proxy.signal(Signal::SIGTERM);
+        }
+    }
+}
+
+/// Waits for the proxy's hello, and gives up at once when the proxy ends instead.
+fn greeted(agent: &Agent, proxy: &mut Proxy) -> Result<Session, Error> {
+    let deadline = Instant::now() + START;
+    loop {
+        match agent.accept(GLANCE) {
+            Err(lab::Error::TooLate { .. }) if Instant::now() < deadline => proxy.still_runs()?,
+            Err(_) if Instant::now() >= deadline => {
+                return Err(lab::Error::TooLate {
+                    what: format!(
+                        "the proxy's hello to its node agent; its last words:\n{}\nThat",
+                        proxy.log().last(15)
+                    ),
+                    within: START,
+                }
+                .into());
+            }
+            other => return Ok(other?),
         }
     }
 }

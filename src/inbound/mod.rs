@@ -429,14 +429,13 @@ fn refusal(none: &NoTarget) -> Refusal {
     }
 }
 
-/// The policy behind a denial, if one is.
+/// The policy behind a denial.
 fn denied_by(denial: &Denial) -> Option<Text> {
-    match denial {
-        Denial::Explicit(key) | Denial::Missing(key) | Denial::MissingStrict(key) => {
-            Some(key.to_string().into())
-        }
-        Denial::NoneAllowed => None,
-    }
+    let (Denial::Explicit(key)
+    | Denial::NoneAllowed(key)
+    | Denial::Missing(key)
+    | Denial::MissingStrict(key)) = denial;
+    Some(key.to_string().into())
 }
 
 /// The application is the server here.

@@ -1,5 +1,6 @@
 //! Configures a namespace: interfaces and routes with the `ip` command, kernel settings through `/proc/sys`.
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
@@ -17,6 +18,7 @@ pub(super) fn batch(netns: &Netns, place: &str, lines: &str) -> Result<(), Error
         .run(|| {
             let mut child = Command::new("ip")
                 .args(["-batch", "-"])
+                .env("PATH", search_path())
                 .stdin(Stdio::piped())
                 .stdout(Stdio::null())
                 .stderr(Stdio::piped())
@@ -32,6 +34,13 @@ pub(super) fn batch(netns: &Netns, place: &str, lines: &str) -> Result<(), Error
     } else {
         Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
     }
+}
+
+/// The user's PATH and the administrators' directories, which the PATH of others than root may lack.
+fn search_path() -> OsString {
+    let mut path = std::env::var_os("PATH").unwrap_or_default();
+    path.push(":/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin");
+    path
 }
 
 /// Writes kernel settings of `netns`; names are relative to `/proc/sys/net`.

@@ -375,6 +375,34 @@ fn a_process_that_does_not_heed_the_wish_to_end_is_killed() {
 }
 
 #[test]
+fn a_process_hears_the_wish_to_end_also_from_a_thread_that_blocks_it() {
+    let world = world();
+    let dir = tempfile::tempdir().unwrap();
+    // This thread is the test's own and ends with it.
+    let mut blocked = nix::sys::signal::SigSet::empty();
+    blocked.add(nix::sys::signal::Signal::SIGTERM);
+    blocked.thread_block().unwrap();
+    let mut proxy = launch(dir.path(), "echo up; exec sleep 60").start(world.node(Side::One)).unwrap();
+    proxy
+        .log()
+        .find(Position::START, "the program's start", SOON, |line| (line == "up").then_some(()))
+        .unwrap();
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&proxy.stop(SOON).unwrap()), Some(15));
+}
+
+#[test]
+fn a_process_dies_with_the_thread_that_watches_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let sleeper = program(dir.path(), "exec sleep 60");
+    let mut child = std::thread::spawn(move || {
+        crate::net::die_with_this_thread(&mut std::process::Command::new(sleeper)).spawn().unwrap()
+    })
+    .join()
+    .unwrap();
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&child.wait().unwrap()), Some(9));
+}
+
+#[test]
 fn a_process_that_heeds_the_wish_to_end_says_how_it_ended() {
     let world = world();
     let dir = tempfile::tempdir().unwrap();

@@ -213,7 +213,8 @@ fn a_workload_is_bound_by_its_own_namespaces_and_the_meshs_policies() {
         nobody("root/all", Scope::Global),
         nobody("other/named", Scope::WorkloadSelector),
     ] {
-        assert_eq!(judged(&bound(policy), "cart"), Verdict::Denied(Denial::NoneAllowed));
+        let none_allowed = Denial::NoneAllowed(policy.key.clone());
+        assert_eq!(judged(&bound(policy), "cart"), Verdict::Denied(none_allowed));
     }
     for policy in [nobody("other/all", Scope::Namespace), nobody("default/unnamed", Scope::WorkloadSelector)]
     {

@@ -115,9 +115,13 @@ pub fn listen(how: &Listen) -> io::Result<(TcpListener, SourceAddress)> {
     Ok((socket.into(), source))
 }
 
-/// The wildcard address to listen on: dual-stack, or IPv4 only.
+/// The wildcard address to listen on: dual-stack where it is wanted and the kernel has IPv6, else IPv4 only.
 pub fn wildcard(port: u16, ipv6: bool) -> SocketAddr {
-    let ip = if ipv6 { IpAddr::from(Ipv6Addr::UNSPECIFIED) } else { IpAddr::from(Ipv4Addr::UNSPECIFIED) };
+    let ip = if ipv6 && Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP)).is_ok() {
+        IpAddr::from(Ipv6Addr::UNSPECIFIED)
+    } else {
+        IpAddr::from(Ipv4Addr::UNSPECIFIED)
+    };
     SocketAddr::new(ip, port)
 }
 

@@ -7,7 +7,9 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use nix::errno::Errno;
 use nix::libc::{self, c_int, socklen_t};
+use nix::sys::signal::{SigSet, Signal};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -120,15 +122,17 @@ pub fn lower_thread_priority() {
 }
 
 /// Makes the process that `command` starts receive SIGKILL when the thread that starts it ends, so that no end
-/// of this process, kill -9 included, leaves it behind. Source: PR_SET_PDEATHSIG of prctl(2).
+/// of this process, kill -9 included, leaves it behind; and lets it begin with no signal blocked, since children
+/// inherit what this thread blocks and would be deaf to SIGTERM. Source: PR_SET_PDEATHSIG of prctl(2).
 pub fn die_with_this_thread(command: &mut Command) -> &mut Command {
     let parent = nix::unistd::getpid();
     let in_the_child = move || {
-        nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
+        SigSet::empty().thread_set_mask()?;
+        nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
         // A parent that died before the line above sends no signal any more.
-        if nix::unistd::getppid() == parent { Ok(()) } else { Err(nix::errno::Errno::ESRCH.into()) }
+        if nix::unistd::getppid() == parent { Ok(()) } else { Err(Errno::ESRCH.into()) }
     };
-    // SAFETY: between fork and exec the closure makes two system calls, both async-signal-safe, and allocates
+    // SAFETY: between fork and exec the closure makes three system calls, all async-signal-safe, and allocates
     // nothing: its errors are plain error numbers.
     unsafe { command.pre_exec(in_the_child) }
 }

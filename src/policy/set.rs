@@ -34,10 +34,10 @@ pub struct PolicySet {
 }
 
 /// What becomes of a connection that no policy matched.
-#[derive(Clone, Copy)]
 enum Otherwise {
     Admit,
-    Refuse,
+    /// The first ALLOW in key order stands for all of them.
+    Refuse(PolicyKey),
 }
 
 /// One rule, with the policy it is from.
@@ -78,10 +78,9 @@ impl PolicySet {
         Self {
             deny: compile(of(Action::Deny, false)),
             allow: compile(of(Action::Allow, false)),
-            otherwise: if of(Action::Allow, false).next().is_some() {
-                Otherwise::Refuse
-            } else {
-                Otherwise::Admit
+            otherwise: match of(Action::Allow, false).next() {
+                Some(first) => Otherwise::Refuse(first.key.clone()),
+                None => Otherwise::Admit,
             },
             missing: missing.into_iter().min(),
             missing_strict: strict.into_iter().min(),
@@ -105,10 +104,10 @@ impl PolicySet {
         if let (Some(policy), None) = (&self.missing_strict, &facts.source) {
             return Verdict::Denied(Denial::MissingStrict(policy.clone()));
         }
-        match (first(&self.allow, &given), self.otherwise) {
+        match (first(&self.allow, &given), &self.otherwise) {
             (Some(rule), _) => Verdict::Allowed(Allowance { by: Some(rule.policy.clone()) }),
             (None, Otherwise::Admit) => Verdict::Allowed(Allowance { by: None }),
-            (None, Otherwise::Refuse) => Verdict::Denied(Denial::NoneAllowed),
+            (None, Otherwise::Refuse(policy)) => Verdict::Denied(Denial::NoneAllowed(policy.clone())),
         }
     }
 
@@ -131,7 +130,7 @@ impl PolicySet {
                 note(Note::Missing(policy));
                 return verdict;
             }
-            Verdict::Denied(Denial::NoneAllowed) | Verdict::Allowed(_) => {}
+            Verdict::Denied(Denial::NoneAllowed(_)) | Verdict::Allowed(_) => {}
         }
         let mut none_matched = !self.rehearsed_allow.is_empty();
         for policy in self.rehearsed_allow.iter().filter(|policy| policy.matches(&given)) {

@@ -26,9 +26,9 @@ pub enum Denial {
     /// A DENY policy matched: this one, the first in key order.
     #[error("explicitly denied by: {0}")]
     Explicit(PolicyKey),
-    /// The workload has ALLOW policies and none of them matched.
+    /// The workload has ALLOW policies, this one the first of them in key order, and none of them matched.
     #[error("allow policies exist, but none allowed")]
-    NoneAllowed,
+    NoneAllowed(PolicyKey),
     /// The workload names a policy that has not arrived, and what it would say is unknown.
     #[error(
         "policy {0} applies here but has not arrived: until it does, or no longer applies, nothing is admitted"

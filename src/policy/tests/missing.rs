@@ -40,7 +40,7 @@ fn a_missing_policy_does_not_hide_who_denied() {
 fn connections_with_an_identity_are_judged_on_when_a_conversion_is_missing() {
     let set = missing(&[allow("foo/a", "[[[{namespaces: [!Exact bar]}]]]")], &[CONVERTED]);
     assert_eq!(set.judge(&c(80)), Verdict::Allowed(Allowance { by: Some(key("foo/a")) }));
-    assert_eq!(set.judge(&x(80)), Verdict::Denied(Denial::NoneAllowed));
+    assert_eq!(set.judge(&x(80)), Verdict::Denied(Denial::NoneAllowed(key("foo/a"))));
 }
 
 #[test]

@@ -88,5 +88,6 @@ pub(super) fn judge(policies: &[Policy], facts: &Facts) -> (Verdict, Vec<String>
         return (Verdict::Allowed(Allowance { by: Some(policy.key.clone()) }), lines);
     }
     lines.push("no allow policies matched".into());
-    (Verdict::Denied(Denial::NoneAllowed), lines)
+    let first = of(Action::Allow, false).next().expect("there is one: none would have admitted").key.clone();
+    (Verdict::Denied(Denial::NoneAllowed(first)), lines)
 }

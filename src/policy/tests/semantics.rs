@@ -165,8 +165,9 @@ fn destinations_are_the_pods_address_and_port() {
 fn no_policy_admits_and_an_allow_without_match_refuses() {
     assert_eq!(set(&[]).judge(&p(80)), Verdict::Allowed(Allowance { by: None }));
     let verdict = set(&[allow("foo/p", "[]")]).judge(&c(80));
-    assert_eq!(verdict, Verdict::Denied(Denial::NoneAllowed));
-    assert_eq!(Denial::NoneAllowed.to_string(), "allow policies exist, but none allowed");
+    let none_allowed = Denial::NoneAllowed(key("foo/p"));
+    assert_eq!(none_allowed.to_string(), "allow policies exist, but none allowed");
+    assert_eq!(verdict, Verdict::Denied(none_allowed));
     let verdict = set(&[deny("foo/p", "[]")]).judge(&c(80));
     assert_eq!(
         verdict,
@@ -240,7 +241,7 @@ fn every_step_to_a_verdict_is_told_in_the_references_words() {
 fn what_was_not_understood_never_widens() {
     let stand_in = |action, dry_run| Policy::not_understood(key("foo/p"), Scope::Namespace, action, dry_run);
     let verdict = set(&[stand_in(Action::Allow, false)]).judge(&c(80));
-    assert_eq!(verdict, Verdict::Denied(Denial::NoneAllowed));
+    assert_eq!(verdict, Verdict::Denied(Denial::NoneAllowed(key("foo/p"))));
     let verdict = set(&[stand_in(Action::Deny, false), allow("foo/a", "[[]]")]).judge(&c(80));
     assert_eq!(verdict, Verdict::Denied(Denial::Explicit(key("foo/p"))));
     for action in [Action::Allow, Action::Deny] {
