@@ -195,11 +195,9 @@ impl Service {
             }
             told.notify_one();
             match why {
-                // Asked twice from a keyboard, somebody wants it to end now.
-                "SIGINT" => {
-                    next_interrupt().await;
-                    std::process::exit(0);
-                }
+                // Asked twice from a keyboard, somebody wants it to end now: without the drain, but not without telling
+                // clients by a reset that they were cut short, which the kernel would not do for us.
+                "SIGINT" => next_interrupt().await,
                 _ => std::future::pending().await,
             }
         };
@@ -279,8 +277,12 @@ impl Pods for Running {
         let (pod, listeners) =
             Pod::listen(&info.uid, name, netns, self.sockets.clone()).map_err(StartError::Listen)?;
         let pod = Arc::new(pod);
-        let worker = self.fleet.serve(pod.clone(), listeners).await.map_err(StartError::Listen)?;
-        self.pods.borrow_mut().insert(info.uid, Served { pod, worker, certificate: None });
+        let worker = self.fleet.place();
+        // Noted before it is served: a start that fails or is dropped half way is followed by `stop`, which must find
+        // the listeners that the worker may have taken up.
+        let served = Served { pod: pod.clone(), worker, certificate: None };
+        self.pods.borrow_mut().insert(info.uid, served);
+        self.fleet.serve(worker, pod, listeners).await.map_err(StartError::Listen)?;
         self.claim_certificates();
         Ok(())
     }
@@ -290,7 +292,7 @@ impl Pods for Running {
             Stop::Cut => {
                 let served = self.pods.borrow_mut().remove(uid);
                 if let Some(served) = served {
-                    self.fleet.cut(&served.pod.uid, served.worker);
+                    self.fleet.cut(&served.pod, served.worker);
                 }
             }
             Stop::Drain => {

@@ -86,27 +86,34 @@ impl Fleet {
         Ok(Self { post, placement: seed.placement.clone(), threads, pods })
     }
 
-    /// Has one worker serve a pod's listeners. Returns when they are being served, with the worker's number.
+    /// Gives a pod to the worker with the fewest. It counts as that worker's until [`Fleet::cut`].
+    pub fn place(&self) -> WorkerId {
+        let load = |worker: &usize| self.pods[*worker].load(Ordering::Relaxed);
+        let idlest = (0..self.pods.len()).min_by_key(load).unwrap_or(0);
+        self.pods[idlest].fetch_add(1, Ordering::Relaxed);
+        idlest
+    }
+
+    /// Has worker `on` serve a pod's listeners. Returns when they are being served.
+    ///
+    /// Cancel: they may be served all the same, until [`Fleet::cut`].
     ///
     /// # Errors
     /// The reactor's refusal to watch a listener; then none of them is served.
-    pub async fn serve(&self, pod: Arc<Pod>, listeners: Listeners) -> io::Result<WorkerId> {
-        let load = |worker: &usize| self.pods[*worker].load(Ordering::Relaxed);
-        let idlest = (0..self.pods.len()).min_by_key(load).unwrap_or(0);
+    pub async fn serve(&self, on: WorkerId, pod: Arc<Pod>, listeners: Listeners) -> io::Result<()> {
         let (tell, told) = oneshot::channel();
-        self.post.to(idlest, move |worker| {
-            // The asker only stops waiting when the process ends.
+        self.post.to(on, move |worker| {
+            // Who no longer waits for the answer cuts the pod.
             let _ = tell.send(worker.serve(pod, listeners));
         });
-        told.await.unwrap_or_else(|_| Err(io::Error::other("the worker is shutting down")))?;
-        self.pods[idlest].fetch_add(1, Ordering::Relaxed);
-        Ok(idlest)
+        told.await.unwrap_or_else(|_| Err(io::Error::other("the worker is shutting down")))
     }
 
-    /// Ends a pod at once: its listeners, which `on` serves, and its connections, wherever they are.
-    pub fn cut(&self, pod: &Arc<str>, on: WorkerId) {
+    /// Ends a pod at once: its listeners, which `on` serves or is about to, and its connections, wherever they are.
+    pub fn cut(&self, pod: &Pod, on: WorkerId) {
         self.pods[on].fetch_sub(1, Ordering::Relaxed);
-        let pod = pod.clone();
+        pod.end();
+        let pod = pod.uid.clone();
         self.post.to_all(move |worker: &Rc<Worker>| worker.cut(&pod));
     }
 
@@ -226,8 +233,8 @@ impl Worker {
         for listener in self.serving.borrow_mut().remove(pod).into_iter().flatten() {
             listener.abort();
         }
-        self.inbound.cut(pod);
-        self.outbound.cut(pod);
+        self.inbound.cut_ended();
+        self.outbound.cut_ended(pod);
     }
 
     fn drain(&self) {

@@ -10,6 +10,7 @@ use rustix::net::{SocketFlags, acceptfrom_with};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use crate::net::socket::reset_on_close;
 use crate::net::{ClientAddr, watched};
 
 /// Pause after an accept error that is not the connection's own.
@@ -54,7 +55,10 @@ impl Acceptor {
                     tracing::warn!(%cause, "cannot accept; raise the limit of open files if this goes on");
                     if matches!(cause.raw_os_error(), Some(nix::libc::EMFILE | nix::libc::ENFILE)) {
                         self.reserve = None;
-                        drop(accept(self.listener.get_ref()));
+                        // Its client shall not take this for an end in order.
+                        if let Ok((socket, _)) = accept(self.listener.get_ref()) {
+                            reset_on_close(&socket);
+                        }
                         self.reserve = reserve();
                     }
                     tokio::time::sleep(PAUSE).await;

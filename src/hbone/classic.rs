@@ -345,6 +345,9 @@ async fn to_tunnel(
 ) -> Result<(), Ended> {
     let mut chunk = FIRST_CHUNK;
     loop {
+        // Whoever waits holds none of the tunnel's window: what stays reserved here is missing to the other streams
+        // for as long as this application is silent.
+        send.reserve_capacity(0);
         // A reset may come while the application says nothing.
         tokio::select! {
             ready = app.readable() => ready.map_err(|cause| Ended::AppReset(cause.kind()))?,
@@ -361,13 +364,19 @@ async fn to_tunnel(
                 if read == chunk && chunk < LARGEST_CHUNK {
                     chunk *= 4;
                 }
-                send.send_data(buffer.freeze(), false).map_err(|cause| ended_by(&cause))?;
+                send.send_data(packed(buffer), false).map_err(|cause| ended_by(&cause))?;
                 meter.app_sent(read);
             }
             Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => {}
             Err(cause) => return Err(Ended::AppReset(cause.kind())),
         }
     }
+}
+
+/// What was read, in a buffer of about its size: it may wait for the tunnel's socket, and limits count its bytes, not
+/// the memory it keeps.
+fn packed(read: BytesMut) -> Bytes {
+    if read.len() < read.capacity() / 4 { Bytes::copy_from_slice(&read) } else { read.freeze() }
 }
 
 /// Waits until the flow-control windows and our send buffer have room; at most `wanted`.
@@ -454,3 +463,6 @@ impl Drop for StreamCount {
         self.0.set(self.0.get() - 1);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,6 +18,8 @@ pub type Judged = Live<Subject, Cut>;
 pub struct Subject {
     /// The pod it belongs to.
     pub pod: Arc<Pod>,
+    /// The pod's workload when the connection was admitted.
+    pub local: Arc<Workload>,
     /// What policy judges.
     pub facts: Facts,
     /// The host it was dialled as, for operators.
@@ -40,19 +42,14 @@ pub struct Admitted {
     allowance: Allowance,
 }
 
-/// Judges `subject` for `local`, the workload of its pod, and keeps watch over it if it is allowed.
+/// Judges `subject` for its workload, and keeps watch over it if it is allowed.
 ///
 /// `mesh` must be the latest snapshot: the connection is entered into `judged` here, and whoever publishes a later
 /// one has all that is entered judged again.
-pub fn admit(
-    judged: &Judged,
-    subject: Subject,
-    local: &Workload,
-    mesh: &Snapshot,
-) -> Result<Admitted, Denial> {
+pub fn admit(judged: &Judged, subject: Subject, mesh: &Snapshot) -> Result<Admitted, Denial> {
     let ticket = judged.enter(subject);
+    let Subject { local, facts, .. } = ticket.facts();
     let policies = mesh.policies(local);
-    let facts = &ticket.facts().facts;
     let verdict = policies.explain(facts, |note| {
         let policy = note.policy().map(tracing::field::display);
         tracing::debug!(target: "adit::policy", policy, "{note}");
@@ -65,18 +62,17 @@ pub fn admit(
 
 /// Judges all that is live again, after the mesh changed. Returns how many are told to end.
 ///
-/// A pod whose workload is not in the new snapshot keeps its connections: nothing says that they are wrong.
+/// A pod whose workload is not in the new snapshot is judged as the workload it was: its namespace's policies and
+/// the mesh's bind it still.
 pub fn judge_again(judged: &Judged, mesh: &Snapshot) -> usize {
-    let mut compiled: HashMap<Arc<str>, Option<Arc<PolicySet>>> = HashMap::new();
-    let compiled = RefCell::new(&mut compiled);
+    let compiled: RefCell<HashMap<*const Workload, Arc<PolicySet>>> = RefCell::default();
     judged.cut(|subject| {
         let pod = &subject.pod;
+        let now = mesh.local_workload(&pod.name, &pod.namespace, &pod.service_account);
+        let local = now.unwrap_or(&subject.local);
         let mut compiled = compiled.borrow_mut();
-        let policies = compiled.entry(pod.uid.clone()).or_insert_with(|| {
-            mesh.local_workload(&pod.name, &pod.namespace, &pod.service_account)
-                .map(|local| mesh.policies(local))
-        });
-        match policies.as_ref()?.judge(&subject.facts) {
+        let policies = compiled.entry(Arc::as_ptr(local)).or_insert_with(|| mesh.policies(local));
+        match policies.judge(&subject.facts) {
             Verdict::Allowed(_) => None,
             Verdict::Denied(denial) => {
                 let facts = &subject.facts;

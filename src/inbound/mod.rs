@@ -11,6 +11,7 @@ mod passthrough;
 pub mod request;
 pub mod target;
 
+use std::cell::Cell;
 use std::fmt::Display;
 use std::io;
 use std::net::SocketAddr;
@@ -72,6 +73,8 @@ pub struct Inbound {
     replaced: Counter,
     judged: Judged,
     tunnels: Live<Arc<Pod>, End>,
+    /// Set for good by [`Inbound::drain`], for tunnels that come to this worker after it.
+    draining: Cell<bool>,
 }
 
 /// How a tunnel is told to end.
@@ -136,6 +139,7 @@ impl Inbound {
             replaced,
             judged: Judged::default(),
             tunnels: Live::default(),
+            draining: Cell::new(false),
         })
     }
 
@@ -152,14 +156,15 @@ impl Inbound {
         admit::judge_again(&self.judged, &self.mesh.load());
     }
 
-    /// Ends every connection and tunnel of `pod` at once.
-    pub fn cut(&self, pod: &str) {
-        self.judged.cut(|subject| (*subject.pod.uid == *pod).then_some(Cut::Drained));
-        self.tunnels.cut(|of| (*of.uid == *pod).then_some(End::Now));
+    /// Ends every connection and tunnel of pods that have ended, at once.
+    pub fn cut_ended(&self) {
+        self.judged.cut(|subject| subject.pod.has_ended().then_some(Cut::Drained));
+        self.tunnels.cut(|pod| pod.has_ended().then_some(End::Now));
     }
 
     /// Tells every peer to open no more streams; those there are run on.
     pub fn drain(&self) {
+        self.draining.set(true);
         self.tunnels.cut(|_| Some(End::InOrder));
     }
 
@@ -180,9 +185,13 @@ impl Inbound {
         let ticket = self.tunnels.enter(pod.clone());
         let client = accepted.client;
         let local = accepted.socket.local_addr();
+        let ended = async {
+            // A client that was let in hears of the drain on its tunnel, where it can tell that nothing was lost.
+            while let End::InOrder = ticket.cut().await {}
+        };
         let secured = tokio::select! {
             secured = self.secure(&pod, accepted) => secured,
-            _ = ticket.cut() => return,
+            () = ended => return,
         };
         let secured = match secured {
             Ok(secured) => secured,
@@ -223,6 +232,9 @@ impl Inbound {
 
     /// One tunnel, on the worker that owns it.
     async fn tunnel(self: Rc<Self>, pod: Arc<Pod>, secured: Secured) {
+        if pod.has_ended() {
+            return;
+        }
         let _carried = self.placement.carry(self.worker);
         let ticket = self.tunnels.enter(pod.clone());
         let tunnel = Rc::new(Tunnel {
@@ -234,6 +246,10 @@ impl Inbound {
         let (drain, draining) = oneshot::channel::<()>();
         let control = async {
             let mut drain = Some(drain);
+            if self.draining.get() {
+                // The receiver lives as long as this future.
+                let _ = drain.take().map(|drain| drain.send(()));
+            }
             loop {
                 match ticket.cut().await {
                     End::InOrder => drop(drain.take().map(|drain| drain.send(()))),
@@ -285,8 +301,9 @@ impl Inbound {
 
         let facts =
             Facts { source: Some(tunnel.peer.identity().clone()), client: tunnel.client, target: found.addr };
-        let subject = Subject { pod: tunnel.pod.clone(), facts, asked: request.service.clone() };
-        let admitted = match self.admit(subject, &local, &record) {
+        let (pod, asked) = (tunnel.pod.clone(), request.service.clone());
+        let subject = Subject { pod, local: local.clone(), facts, asked };
+        let admitted = match self.admit(subject, &record) {
             Ok(admitted) => admitted,
             Err(denied) => {
                 // Not 403: L7 proxies in front of us tell the two apart.
@@ -352,8 +369,11 @@ impl Inbound {
         Ok(connected(dialled.socket, TCP_DEADLINE).await?)
     }
 
-    fn admit(&self, subject: Subject, local: &Workload, record: &Record) -> Result<Admitted, Outcome> {
-        match admit(&self.judged, subject, local, &self.mesh.load()) {
+    fn admit(&self, subject: Subject, record: &Record) -> Result<Admitted, Outcome> {
+        if subject.pod.has_ended() {
+            return Err(Outcome::Drained);
+        }
+        match admit(&self.judged, subject, &self.mesh.load()) {
             Ok(admitted) => {
                 if let Some(policy) = admitted.by() {
                     record.allowed_by(policy.to_string().into());

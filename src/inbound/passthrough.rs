@@ -90,8 +90,8 @@ impl Inbound {
         let record = Record::open(&self.shard, timeline, self.plaintext_parties(&caller, &local));
         let target = TargetAddr::new(caller.original.addr());
         let facts = Facts { source: None, client: caller.client, target };
-        let subject = Subject { pod: caller.pod.clone(), facts, asked: None };
-        let admitted = match self.admit(subject, &local, &record) {
+        let subject = Subject { pod: caller.pod.clone(), local: local.clone(), facts, asked: None };
+        let admitted = match self.admit(subject, &record) {
             Ok(admitted) => admitted,
             Err(denied) => {
                 reset_on_close(&caller.socket);

@@ -23,7 +23,7 @@ use crate::hbone::{
 };
 use crate::mesh::Service;
 use crate::net::socket::reset_on_close;
-use crate::telemetry::{Reporter, Security};
+use crate::telemetry::{Refusal, Reporter, Security};
 
 /// Endpoints tried for one connection.
 const ATTEMPTS: usize = 3;
@@ -45,6 +45,12 @@ struct Failed {
 impl Outbound {
     /// One connection on the worker that owns it, from its route to its end.
     pub(super) async fn carry(self: &Rc<Self>, placed: Placed) {
+        if placed.pod.has_ended() {
+            // It ended while the connection was on its way to this worker, which has cut the pod's others already.
+            let Placed { accepted, original, .. } = &placed;
+            let why = &"the pod has ended";
+            return self.refuse(&accepted.socket, accepted.client, *original, Refusal::Draining, why);
+        }
         let _carried = self.placement.carry(self.worker);
         let subject =
             Subject { pod: placed.pod.clone(), client: placed.accepted.client, original: placed.original };

@@ -115,9 +115,9 @@ impl Outbound {
         }
     }
 
-    /// Ends every connection of `pod` at once, and its tunnels.
-    pub fn cut(&self, pod: &str) {
-        self.live.cut(|subject| (*subject.pod.uid == *pod).then_some(()));
+    /// Ends every connection of pods that have ended at once, and the tunnels of `pod`, which is one of them.
+    pub fn cut_ended(&self, pod: &str) {
+        self.live.cut(|subject| subject.pod.has_ended().then_some(()));
         self.pools.borrow_mut().remove(pod);
     }
 
@@ -137,7 +137,11 @@ impl Outbound {
         let open = self.shard.socket(Reporter::Source);
         let client = accepted.client;
         let Some(original) = self.original(&accepted.socket, client) else { return };
-        let Some(source) = self.workload(&pod).await else {
+        let source = self.workload(&pod).await;
+        if pod.has_ended() {
+            return self.refuse(&accepted.socket, client, original, Refusal::Draining, &"the pod has ended");
+        }
+        let Some(source) = source else {
             let (sa, ns, name) = (&pod.service_account, &pod.namespace, &pod.name);
             let why = format!("failed to fetch information about local workload: {sa}.{ns} ({name})");
             return self.refuse(&accepted.socket, client, original, Refusal::UnknownWorkload, &why);
