@@ -114,9 +114,13 @@ impl Sides<'_> {
                         return Ok(());
                     }
                     Ok(read) => {
-                        write_all(self.to, &buffer.0[..read])
-                            .await
-                            .map_err(|cause| Side::To(cause.kind()))?;
+                        tokio::select! {
+                            biased;
+                            written = write_all(self.to, &buffer.0[..read]) =>
+                                written.map_err(|cause| Side::To(cause.kind()))?,
+                            // While `to` takes nothing nobody reads `from`, so its reset must be looked for.
+                            kind = broken(self.from) => return Err(Side::From(kind)),
+                        }
                         delivered(read);
                         // One turn per full buffer, so that a busy connection does not hold up its worker.
                         tokio::task::consume_budget().await;
@@ -172,6 +176,11 @@ impl Fin {
 /// Ready when the far end of `socket` reset the connection after it had sent `fin`.
 pub async fn reset_after_fin(socket: &TcpStream, fin: &Fin) -> io::ErrorKind {
     fin.seen().await;
+    broken(socket).await
+}
+
+/// Ready when the connection of `socket` broke, for those who do not read from it.
+pub async fn broken(socket: &TcpStream) -> io::ErrorKind {
     if let Err(cause) = socket.ready(Interest::ERROR).await {
         return cause.kind();
     }
