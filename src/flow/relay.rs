@@ -9,6 +9,9 @@ use tokio::net::TcpStream;
 
 use crate::net::socket::reset_on_close;
 
+#[cfg(test)]
+mod tests;
+
 /// One buffer's size: large enough that system calls do not dominate, small enough to stay in cache.
 const BUFFER: usize = 64 << 10;
 /// Buffers a worker keeps for the next connection that has something to say.
