@@ -141,13 +141,14 @@ mod tests {
     }
 
     /// `web`, from an address ending in `last`, towards `pod`.
-    fn subject(pod: &Arc<Pod>, last: u8) -> Subject {
+    fn subject(pod: &Arc<Pod>, last: u8, mesh: &Snapshot) -> Subject {
         let facts = Facts {
             source: Some(identity("web")),
             client: ClientAddr::new(([10, 0, 0, last], 40_000).into()),
             target: TargetAddr::new(([10, 0, 1, 9], 8080).into()),
         };
-        Subject { pod: pod.clone(), facts, asked: None }
+        let local = mesh.workload(&uid(&pod.name)).expect("described above").clone();
+        Subject { pod: pod.clone(), local, facts, asked: None }
     }
 
     fn key() -> PolicyKey {
@@ -175,7 +176,7 @@ mod tests {
     }
 
     fn ask(judged: &Judged, pod: &Arc<Pod>, last: u8, mesh: &Snapshot) -> Result<Admitted, Denial> {
-        admit(judged, subject(pod, last), mesh.workload(&uid(&pod.name)).expect("described above"), mesh)
+        admit(judged, subject(pod, last, mesh), mesh)
     }
 
     async fn told(admitted: &Admitted) -> Option<Cut> {
