@@ -114,3 +114,63 @@ impl Admitted {
         self.ticket.cut().await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture;
+    use crate::mesh::testing::{Mesh, mesh};
+    use crate::net::socket::Transparent;
+    use crate::net::{Netns, canonical};
+    use crate::policy::{Action, Policy, Scope};
+
+    fn pod() -> Arc<Pod> {
+        let config = capture::Config {
+            mark: None,
+            reuse_port: false,
+            transparent: Transparent::Off,
+            ipv6: false,
+            keepalive: None,
+        };
+        let netns =
+            Netns::create().expect("tests run as root: making a network namespace needs CAP_SYS_ADMIN");
+        Arc::new(Pod::listen("uid-1", ("default", "web", "web"), netns.into(), config).unwrap().0)
+    }
+
+    fn web() -> Mesh {
+        mesh().workload("web", "10.0.0.9")
+    }
+
+    fn nobody() -> Policy {
+        let key = PolicyKey::parse("default/nobody").unwrap();
+        Policy::not_understood(key, Scope::Namespace, Action::Deny, false)
+    }
+
+    fn admitted(judged: &Judged, mesh: &Snapshot) -> Admitted {
+        let facts = Facts {
+            source: None,
+            client: ClientAddr::new(canonical("10.0.0.5:40000".parse().unwrap())),
+            target: TargetAddr::new("10.0.0.9:80".parse().unwrap()),
+        };
+        let local = mesh.local_workload("web", "default", "web").unwrap().clone();
+        let subject = Subject { pod: pod(), local, facts, asked: None };
+        admit(judged, subject, mesh).unwrap_or_else(|denial| panic!("{denial}"))
+    }
+
+    #[tokio::test]
+    async fn a_policy_that_comes_later_cuts_who_it_refuses() {
+        let judged = Judged::default();
+        let open = admitted(&judged, &web().snapshot());
+        assert_eq!(judge_again(&judged, &web().snapshot()), 0);
+        assert_eq!(judge_again(&judged, &web().policy(nobody()).snapshot()), 1);
+        assert!(matches!(open.revoked().await, Cut::Policy(Denial::Explicit(_))));
+    }
+
+    #[tokio::test]
+    async fn a_workload_that_left_the_mesh_is_still_bound_by_its_namespaces_policies() {
+        let judged = Judged::default();
+        let _open = admitted(&judged, &web().snapshot());
+        assert_eq!(judge_again(&judged, &mesh().snapshot()), 0);
+        assert_eq!(judge_again(&judged, &mesh().policy(nobody()).snapshot()), 1);
+    }
+}
