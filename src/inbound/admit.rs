@@ -117,60 +117,134 @@ impl Admitted {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::capture;
-    use crate::mesh::testing::{Mesh, mesh};
-    use crate::net::socket::Transparent;
-    use crate::net::{Netns, canonical};
-    use crate::policy::{Action, Policy, Scope};
+    use std::net::IpAddr;
 
-    fn pod() -> Arc<Pod> {
-        let config = capture::Config {
+    use super::*;
+    use crate::capture::Config;
+    use crate::mesh::testing::{Mesh, identity, mesh, uid};
+    use crate::net::Netns;
+    use crate::net::socket::Transparent;
+    use crate::policy::{Action, Clause, Match, Policy, Rule, Scope};
+
+    fn pod(name: &str) -> Arc<Pod> {
+        let netns =
+            Netns::create().expect("tests run as root: making a network namespace needs CAP_SYS_ADMIN");
+        let config = Config {
             mark: None,
             reuse_port: false,
             transparent: Transparent::Off,
             ipv6: false,
             keepalive: None,
         };
-        let netns =
-            Netns::create().expect("tests run as root: making a network namespace needs CAP_SYS_ADMIN");
-        Arc::new(Pod::listen("uid-1", ("default", "web", "web"), netns.into(), config).unwrap().0)
+        let uid = format!("uid-of-{name}");
+        Arc::new(Pod::listen(&uid, ("default", name, name), Arc::new(netns), config).unwrap().0)
     }
 
-    fn web() -> Mesh {
-        mesh().workload("web", "10.0.0.9")
-    }
-
-    fn nobody() -> Policy {
-        let key = PolicyKey::parse("default/nobody").unwrap();
-        Policy::not_understood(key, Scope::Namespace, Action::Deny, false)
-    }
-
-    fn admitted(judged: &Judged, mesh: &Snapshot) -> Admitted {
+    /// `web`, from an address ending in `last`, towards `pod`.
+    fn subject(pod: &Arc<Pod>, last: u8, local: &Arc<Workload>) -> Subject {
         let facts = Facts {
-            source: None,
-            client: ClientAddr::new(canonical("10.0.0.5:40000".parse().unwrap())),
-            target: TargetAddr::new("10.0.0.9:80".parse().unwrap()),
+            source: Some(identity("web")),
+            client: ClientAddr::new(([10, 0, 0, last], 40_000).into()),
+            target: TargetAddr::new(([10, 0, 1, 9], 8080).into()),
         };
-        let local = mesh.local_workload("web", "default", "web").unwrap().clone();
-        let subject = Subject { pod: pod(), local, facts, asked: None };
-        admit(judged, subject, mesh).unwrap_or_else(|denial| panic!("{denial}"))
+        Subject { pod: pod.clone(), local: local.clone(), facts, asked: None }
+    }
+
+    fn key() -> PolicyKey {
+        PolicyKey::new("default", "no-seven").unwrap()
+    }
+
+    /// Denies the client address ending in 7, to the workloads that name it.
+    fn no_seven() -> Policy {
+        let seven = Match { source_ips: vec![IpAddr::from([10, 0, 0, 7]).into()], ..Match::default() };
+        Policy {
+            key: key(),
+            scope: Scope::WorkloadSelector,
+            action: Action::Deny,
+            dry_run: false,
+            rules: vec![Rule { clauses: vec![Clause { matches: vec![seven] }] }],
+        }
+    }
+
+    fn open() -> Mesh {
+        mesh().workload("db", "10.0.1.8").workload("cart", "10.0.1.9")
+    }
+
+    fn closed() -> Mesh {
+        open().bound_by(&key()).policy(no_seven())
+    }
+
+    fn ask(judged: &Judged, pod: &Arc<Pod>, last: u8, mesh: &Snapshot) -> Result<Admitted, Denial> {
+        let local = mesh.workload(&uid(&pod.name)).expect("described above");
+        admit(judged, subject(pod, last, local), mesh)
+    }
+
+    async fn told(admitted: &Admitted) -> Option<Cut> {
+        tokio::select! {
+            biased;
+            cut = admitted.revoked() => Some(cut),
+            () = std::future::ready(()) => None,
+        }
+    }
+
+    #[test]
+    fn a_denied_connection_gets_no_proof_and_leaves_no_trace() {
+        let (judged, cart) = (Judged::default(), pod("cart"));
+        let denial = ask(&judged, &cart, 7, &closed().snapshot()).err().expect("the address is denied");
+        assert_eq!(denial, Denial::Explicit(key()));
+        assert!(judged.is_empty());
+    }
+
+    #[test]
+    fn the_proof_is_for_the_one_connection_that_was_judged() {
+        let (judged, cart) = (Judged::default(), pod("cart"));
+        let admitted = ask(&judged, &cart, 5, &closed().snapshot()).ok().expect("only seven is denied");
+        assert_eq!(admitted.target().addr(), "10.0.1.9:8080".parse().unwrap());
+        assert_eq!(admitted.client().addr(), "10.0.0.5:40000".parse().unwrap());
+        assert!(Arc::ptr_eq(admitted.pod(), &cart));
+        assert_eq!(admitted.by(), None);
+        assert_eq!(judged.len(), 1);
+        drop(admitted);
+        assert!(judged.is_empty());
     }
 
     #[tokio::test]
-    async fn a_policy_that_comes_later_cuts_who_it_refuses() {
-        let judged = Judged::default();
-        let open = admitted(&judged, &web().snapshot());
-        assert_eq!(judge_again(&judged, &web().snapshot()), 0);
-        assert_eq!(judge_again(&judged, &web().policy(nobody()).snapshot()), 1);
-        assert!(matches!(open.revoked().await, Cut::Policy(Denial::Explicit(_))));
+    async fn a_change_of_policy_cuts_exactly_those_it_denies() {
+        let (judged, cart, db) = (Judged::default(), pod("cart"), pod("db"));
+        let before = open().snapshot();
+        let [kept, lost, beside] = [(&cart, 5), (&cart, 7), (&db, 7)]
+            .map(|(pod, last)| ask(&judged, pod, last, &before).ok().expect("nothing is denied yet"));
+        assert_eq!(judge_again(&judged, &before), 0);
+        assert_eq!(judge_again(&judged, &closed().snapshot()), 1);
+        assert!(matches!(told(&lost).await, Some(Cut::Policy(Denial::Explicit(by))) if by == key()));
+        assert!(told(&kept).await.is_none() && told(&beside).await.is_none());
     }
 
     #[tokio::test]
-    async fn a_workload_that_left_the_mesh_is_still_bound_by_its_namespaces_policies() {
-        let judged = Judged::default();
-        let _open = admitted(&judged, &web().snapshot());
-        assert_eq!(judge_again(&judged, &mesh().snapshot()), 0);
-        assert_eq!(judge_again(&judged, &mesh().policy(nobody()).snapshot()), 1);
+    async fn a_connection_judged_by_an_old_snapshot_is_cut_by_the_judging_that_follows_the_new_one() {
+        let (judged, cart) = (Judged::default(), pod("cart"));
+        let (before, after) = (open().snapshot(), closed().snapshot());
+        // It was loaded before the publication and used after it: what is entered is judged again all the same.
+        let late = ask(&judged, &cart, 7, &before).ok().expect("nothing is denied yet");
+        assert_eq!(judge_again(&judged, &after), 1);
+        assert!(told(&late).await.is_some());
+    }
+
+    #[tokio::test]
+    async fn connections_outlive_the_news_that_their_workload_is_gone() {
+        let (judged, cart) = (Judged::default(), pod("cart"));
+        let admitted = ask(&judged, &cart, 7, &open().snapshot()).ok().expect("nothing is denied yet");
+        assert_eq!(judge_again(&judged, &mesh().policy(no_seven()).snapshot()), 0);
+        assert!(told(&admitted).await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_workload_that_is_gone_is_still_bound_by_the_policies_of_its_namespace() {
+        let (judged, cart) = (Judged::default(), pod("cart"));
+        let [kept, lost] = [5, 7]
+            .map(|last| ask(&judged, &cart, last, &open().snapshot()).ok().expect("nothing is denied yet"));
+        let everywhere = Policy { scope: Scope::Namespace, ..no_seven() };
+        assert_eq!(judge_again(&judged, &mesh().policy(everywhere).snapshot()), 1);
+        assert!(told(&lost).await.is_some() && told(&kept).await.is_none());
     }
 }

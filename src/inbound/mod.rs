@@ -3,7 +3,8 @@
 //! [`Inbound`] exists once per worker. A tunnel arrives on the pod's 15008, proves its peer, and yields CONNECT
 //! streams; each is parsed (`request.rs`), given its address in the pod (`target.rs`), judged (`admit.rs`), dialled
 //! and carried. Plaintext callers go the same way, with no identity to show (`passthrough.rs`). The application is
-//! dialled only with an [`admit::Admitted`] in hand, and only when it has answered does the caller get its 200.
+//! dialled only with an [`admit::Admitted`] in hand, and only when it has answered does the caller get its 200. Why it
+//! is a proof: `docs/decisions/0002-admission-is-a-proof.md`.
 
 pub mod admit;
 mod passthrough;

@@ -203,8 +203,15 @@ pub fn original_dst(socket: &impl AsFd) -> io::Result<OriginalDst> {
     Ok(OriginalDst::new(looked_up.unwrap_or(local)))
 }
 
-/// Makes the next close of `socket` send RST instead of FIN, so that the far end sees an abnormal end.
+/// Makes the next close of `socket` send RST instead of FIN, so that the far end sees an abnormal end. The kernel's
+/// close at the death of the process is one too.
 pub fn reset_on_close(socket: &impl AsFd) {
     // Failure means the socket is already dead, and then there is nobody left to tell.
     let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+}
+
+/// Takes [`reset_on_close`] back: what is still to be sent is sent, then FIN.
+pub fn close_in_order(socket: &impl AsFd) {
+    // As above.
+    let _ = SockRef::from(socket).set_linger(None);
 }

@@ -2,7 +2,8 @@
 //!
 //! [`Outbound`] exists once per worker. A connection is captured, resolved to a [`route::Route`], placed on the worker
 //! that will own it, opened by `carry.rs` and carried until both ends are done. Nothing here judges whether it
-//! may be: the far side does that. No byte of the client leaves before the open succeeded.
+//! may be: the far side does that. No byte of the client leaves before the open succeeded. Placement:
+//! `docs/decisions/0001-tunnels-per-source-pod.md`; when a record opens: `docs/decisions/0005-when-a-record-opens.md`.
 
 pub mod balance;
 mod carry;
