@@ -141,14 +141,13 @@ mod tests {
     }
 
     /// `web`, from an address ending in `last`, towards `pod`.
-    fn subject(pod: &Arc<Pod>, last: u8, mesh: &Snapshot) -> Subject {
+    fn subject(pod: &Arc<Pod>, last: u8, local: &Arc<Workload>) -> Subject {
         let facts = Facts {
             source: Some(identity("web")),
             client: ClientAddr::new(([10, 0, 0, last], 40_000).into()),
             target: TargetAddr::new(([10, 0, 1, 9], 8080).into()),
         };
-        let local = mesh.workload(&uid(&pod.name)).expect("described above").clone();
-        Subject { pod: pod.clone(), local, facts, asked: None }
+        Subject { pod: pod.clone(), local: local.clone(), facts, asked: None }
     }
 
     fn key() -> PolicyKey {
@@ -176,7 +175,8 @@ mod tests {
     }
 
     fn ask(judged: &Judged, pod: &Arc<Pod>, last: u8, mesh: &Snapshot) -> Result<Admitted, Denial> {
-        admit(judged, subject(pod, last, mesh), mesh)
+        let local = mesh.workload(&uid(&pod.name)).expect("described above");
+        admit(judged, subject(pod, last, local), mesh)
     }
 
     async fn told(admitted: &Admitted) -> Option<Cut> {
@@ -198,7 +198,7 @@ mod tests {
     #[test]
     fn the_proof_is_for_the_one_connection_that_was_judged() {
         let (judged, cart) = (Judged::default(), pod("cart"));
-        let admitted = ask(&judged, &cart, 5, &closed().snapshot()).ok().expect("only seven is denied");
+        let admitted = ask(&judged, &cart, 5, &closed().snapshot()).expect("only seven is denied");
         assert_eq!(admitted.target().addr(), "10.0.1.9:8080".parse().unwrap());
         assert_eq!(admitted.client().addr(), "10.0.0.5:40000".parse().unwrap());
         assert!(Arc::ptr_eq(admitted.pod(), &cart));
@@ -213,7 +213,7 @@ mod tests {
         let (judged, cart, db) = (Judged::default(), pod("cart"), pod("db"));
         let before = open().snapshot();
         let [kept, lost, beside] = [(&cart, 5), (&cart, 7), (&db, 7)]
-            .map(|(pod, last)| ask(&judged, pod, last, &before).ok().expect("nothing is denied yet"));
+            .map(|(pod, last)| ask(&judged, pod, last, &before).expect("nothing is denied yet"));
         assert_eq!(judge_again(&judged, &before), 0);
         assert_eq!(judge_again(&judged, &closed().snapshot()), 1);
         assert!(matches!(told(&lost).await, Some(Cut::Policy(Denial::Explicit(by))) if by == key()));
@@ -225,7 +225,7 @@ mod tests {
         let (judged, cart) = (Judged::default(), pod("cart"));
         let (before, after) = (open().snapshot(), closed().snapshot());
         // It was loaded before the publication and used after it: what is entered is judged again all the same.
-        let late = ask(&judged, &cart, 7, &before).ok().expect("nothing is denied yet");
+        let late = ask(&judged, &cart, 7, &before).expect("nothing is denied yet");
         assert_eq!(judge_again(&judged, &after), 1);
         assert!(told(&late).await.is_some());
     }
@@ -233,8 +233,18 @@ mod tests {
     #[tokio::test]
     async fn connections_outlive_the_news_that_their_workload_is_gone() {
         let (judged, cart) = (Judged::default(), pod("cart"));
-        let admitted = ask(&judged, &cart, 7, &open().snapshot()).ok().expect("nothing is denied yet");
+        let admitted = ask(&judged, &cart, 7, &open().snapshot()).expect("nothing is denied yet");
         assert_eq!(judge_again(&judged, &mesh().policy(no_seven()).snapshot()), 0);
         assert!(told(&admitted).await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_workload_that_is_gone_is_still_bound_by_the_policies_of_its_namespace() {
+        let (judged, cart) = (Judged::default(), pod("cart"));
+        let [kept, lost] =
+            [5, 7].map(|last| ask(&judged, &cart, last, &open().snapshot()).expect("nothing is denied yet"));
+        let everywhere = Policy { scope: Scope::Namespace, ..no_seven() };
+        assert_eq!(judge_again(&judged, &mesh().policy(everywhere).snapshot()), 1);
+        assert!(told(&lost).await.is_some() && told(&kept).await.is_none());
     }
 }

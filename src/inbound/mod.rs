@@ -221,13 +221,13 @@ impl Inbound {
             .credentials(identity)
             .await
             .map_err(|cause| (Refusal::UnknownWorkload, format!("identity error: {cause}")))?;
-        self.handshakes.accept(accepted.socket, credentials.server_config()).await.map_err(
-            |cause| match cause {
+        self.handshakes.accept(accepted.socket.answer(), credentials.server_config()).await.map_err(|cause| {
+            match cause {
                 HandshakeError::Busy(_) => (Refusal::OverBudget, cause.to_string()),
                 HandshakeError::Draining => (Refusal::Draining, cause.to_string()),
                 cause => (Refusal::TlsHandshake, format!("tls handshake error: {cause}")),
-            },
-        )
+            }
+        })
     }
 
     /// One tunnel, on the worker that owns it.

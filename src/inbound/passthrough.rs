@@ -8,7 +8,7 @@ use std::time::Instant;
 use tokio::net::TcpStream;
 
 use super::{Counting, Inbound, Subject, cut_short, unknown};
-use crate::capture::{Accepted, Acceptor, Downstream, Pod, is_own_port};
+use crate::capture::{Accepted, Acceptor, Downstream, Pod, Unanswered, is_own_port};
 use crate::flow::relay::{Broken, relay};
 use crate::flow::{
     Direction, Outcome, Parties, Peer, Record, Seen, Side, Stage, Timeline, early_deny, labels_of_service,
@@ -23,7 +23,7 @@ use crate::telemetry::{Refusal, Reporter, Security};
 /// A captured plaintext connection on its way to the worker that will own it.
 struct Caller {
     pod: Arc<Pod>,
-    socket: StdStream,
+    socket: Unanswered,
     client: ClientAddr,
     original: OriginalDst,
     at: Instant,
@@ -50,7 +50,7 @@ impl Inbound {
 
     fn caller(&self, pod: Arc<Pod>, accepted: Accepted) -> Option<Caller> {
         let Accepted { socket, client, at } = accepted;
-        let original = match original_dst(&socket) {
+        let original = match original_dst(&*socket) {
             Ok(original) => original,
             Err(cause) => {
                 // The connection is gone already: there is no address to speak of, and nobody to tell.
@@ -94,7 +94,6 @@ impl Inbound {
         let admitted = match self.admit(subject, &record) {
             Ok(admitted) => admitted,
             Err(denied) => {
-                reset_on_close(&caller.socket);
                 drop(caller);
                 record.close(&denied);
                 return;
@@ -107,7 +106,6 @@ impl Inbound {
         let upstream = match upstream {
             Ok(upstream) => upstream,
             Err(outcome) => {
-                reset_on_close(&caller.socket);
                 drop(caller);
                 record.close(&outcome);
                 return;
@@ -116,7 +114,7 @@ impl Inbound {
         record.stamp(Stage::Connect);
         let Caller { socket, _downstream, .. } = caller;
         let meter = Counting(&record);
-        let outcome = match TcpStream::from_std(socket) {
+        let outcome = match TcpStream::from_std(socket.answer()) {
             Err(cause) => Outcome::Broken { direction: Direction::Receive, cause: Some(cause) },
             Ok(downstream) => tokio::select! {
                 carried = relay(downstream, upstream, &meter) => match carried {

@@ -22,7 +22,6 @@ use crate::hbone::{
     self, ConnectRequest, DialPlan, Ended, HandshakeError, OpenError, Opened, TCP_DEADLINE, TraceIds, Tunnel,
 };
 use crate::mesh::Service;
-use crate::net::socket::reset_on_close;
 use crate::telemetry::{Refusal, Reporter, Security};
 
 /// Endpoints tried for one connection.
@@ -68,14 +67,13 @@ impl Outbound {
         let upstream = match opened {
             Ok(upstream) => upstream,
             Err(outcome) => {
-                reset_on_close(&placed.accepted.socket);
-                // Closed before it is logged: whoever waits for the line finds the connection ended.
+                // Reset before it is logged: whoever waits for the line finds the connection ended.
                 drop(placed);
                 record.close(&outcome);
                 return;
             }
         };
-        let app = match TcpStream::from_std(placed.accepted.socket) {
+        let app = match TcpStream::from_std(placed.accepted.socket.answer()) {
             Ok(app) => app,
             Err(cause) => {
                 record
