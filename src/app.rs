@@ -47,7 +47,7 @@ pub enum Error {
     #[error(transparent)]
     Mesh(#[from] discovery::Error),
     /// The certificate authority's root cannot be used.
-    #[error("the embedded certificate authority")]
+    #[error("the embedded certificate authority cannot use its directory, ADIT_CA_DIR")]
     Root(#[from] RootError),
     /// This process lacks a right it needs.
     #[error("{what}; run as root with CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_NET_RAW")]

@@ -28,9 +28,9 @@ impl fmt::Display for Complaints {
 impl std::error::Error for Complaints {}
 
 impl<'a, S: Source> Reader<'a, S> {
-    /// Starts with no complaints.
+    /// Starts with the complaints about the source itself.
     pub fn new(source: &'a S) -> Self {
-        Self { source, complaints: Vec::new() }
+        Self { source, complaints: source.complaints() }
     }
 
     /// The value of `name`, or `None` when it is unset or wrong (which is then remembered).
