@@ -201,7 +201,7 @@ mod tests {
     #[test]
     fn the_proof_is_for_the_one_connection_that_was_judged() {
         let (judged, cart) = (Judged::default(), pod("cart"));
-        let admitted = ask(&judged, &cart, 5, &closed().snapshot()).ok().expect("only seven is denied");
+        let admitted = ask(&judged, &cart, 5, &closed().snapshot()).expect("only seven is denied");
         assert_eq!(admitted.target().addr(), "10.0.1.9:8080".parse().unwrap());
         assert_eq!(admitted.client().addr(), "10.0.0.5:40000".parse().unwrap());
         assert!(Arc::ptr_eq(admitted.pod(), &cart));
@@ -216,7 +216,7 @@ mod tests {
         let (judged, cart, db) = (Judged::default(), pod("cart"), pod("db"));
         let before = open().snapshot();
         let [kept, lost, beside] = [(&cart, 5), (&cart, 7), (&db, 7)]
-            .map(|(pod, last)| ask(&judged, pod, last, &before).ok().expect("nothing is denied yet"));
+            .map(|(pod, last)| ask(&judged, pod, last, &before).expect("nothing is denied yet"));
         assert_eq!(judge_again(&judged, &before), 0);
         assert_eq!(judge_again(&judged, &closed().snapshot()), 1);
         assert!(matches!(told(&lost).await, Some(Cut::Policy(Denial::Explicit(by))) if by == key()));
@@ -228,7 +228,7 @@ mod tests {
         let (judged, cart) = (Judged::default(), pod("cart"));
         let (before, after) = (open().snapshot(), closed().snapshot());
         // It was loaded before the publication and used after it: what is entered is judged again all the same.
-        let late = ask(&judged, &cart, 7, &before).ok().expect("nothing is denied yet");
+        let late = ask(&judged, &cart, 7, &before).expect("nothing is denied yet");
         assert_eq!(judge_again(&judged, &after), 1);
         assert!(told(&late).await.is_some());
     }
@@ -236,7 +236,7 @@ mod tests {
     #[tokio::test]
     async fn connections_outlive_the_news_that_their_workload_is_gone() {
         let (judged, cart) = (Judged::default(), pod("cart"));
-        let admitted = ask(&judged, &cart, 7, &open().snapshot()).ok().expect("nothing is denied yet");
+        let admitted = ask(&judged, &cart, 7, &open().snapshot()).expect("nothing is denied yet");
         assert_eq!(judge_again(&judged, &mesh().policy(no_seven()).snapshot()), 0);
         assert!(told(&admitted).await.is_none());
     }
