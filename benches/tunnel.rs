@@ -150,8 +150,8 @@ async fn serve(listener: TcpListener, handshakes: Handshakes, tls: Arc<ServerCon
         let socket = socket.into_std().expect("an open socket");
         let (handshakes, tls) = (handshakes.clone(), tls.clone());
         spawn_local(async move {
-            let secured = handshakes.accept(socket, tls).await.expect("the near proxy has a certificate");
-            // A tunnel that was opened to be measured is gone at once, before its preface is read.
+            // A tunnel that was opened to be measured is gone at once, perhaps before it is served here.
+            let Ok(secured) = handshakes.accept(socket, tls).await else { return };
             let Ok(server) = Server::start(secured, &config()).await else { return };
             let each = |incoming| drop(spawn_local(answer(incoming)));
             let _ = server.serve(each, std::future::pending()).await;
