@@ -297,7 +297,8 @@ impl Opened {
     /// Carries bytes both ways until both ends are done.
     ///
     /// One end's close is passed on as a half-close. A reset of either end, and the death of the tunnel, reach
-    /// the other end as a reset: nothing that was cut short looks complete.
+    /// the other end as a reset: nothing that was cut short looks complete. What the peer sent before its reset is
+    /// written to the application first.
     ///
     /// - Memory: none of ours while both ends are idle; one chunk of 16 to 256 KiB while bytes move.
     /// - Cancel: dropping the future resets both ends, and so does the death of the process.
@@ -399,11 +400,9 @@ async fn capacity(send: &mut SendStream<Bytes>, wanted: usize) -> Result<usize, 
         }
         let granted = std::future::poll_fn(|cx| match send.poll_capacity(cx) {
             Poll::Ready(granted) => Poll::Ready(granted),
-            Poll::Pending => match send.poll_reset(cx) {
-                Poll::Ready(Ok(reason)) => Poll::Ready(Some(Err(reason.into()))),
-                Poll::Ready(Err(cause)) => Poll::Ready(Some(Err(cause))),
-                Poll::Pending => Poll::Pending,
-            },
+            Poll::Pending => {
+                send.poll_reset(cx).map(|reset| Some(Err(reset.map_or_else(|cause| cause, h2::Error::from))))
+            }
         })
         .await;
         match granted {
