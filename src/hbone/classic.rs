@@ -228,10 +228,10 @@ impl Incoming {
         let mut response = Response::new(());
         *response.status_mut() = status;
         // The only error is a stream or tunnel that is gone already; then nobody waits for the answer.
-        if self.respond.send_response(response, true).is_ok() {
-            // RFC 9113 §8.1: the rest of the request is not needed, and that is no error.
-            self.respond.send_reset(Reason::NO_ERROR);
-        }
+        //
+        // The rest of the request is not needed, and h2 says so by RST_STREAM(NO_ERROR) once we drop the stream
+        // (RFC 9113 §8.1). Saying it here would throw away the answer, which is still in the queue.
+        let _ = self.respond.send_response(response, true);
     }
 
     /// Answers 200: from here on DATA frames are the connection's bytes.

@@ -72,7 +72,8 @@ pub enum Refused {
     Closed,
 }
 
-/// Dials, says `marker`, and insists that nothing comes back; says how it ended and from where it was dialled.
+/// Dials, says `marker`, and insists that nothing comes back; says how it ended and from where it was dialled,
+/// unless the reset was faster than the dial.
 pub fn refused(from: &Pod, to: SocketAddr, marker: &str) -> (Refused, Option<SocketAddr>) {
     let mut stream = match lab::dial(from.netns(), to, SOON) {
         Ok(stream) => stream,

@@ -6,6 +6,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails right there")]
 
+mod caller;
 mod evidence;
 mod matrix;
+mod refusals;
+mod retries;
 mod stage;
+mod strangers;
+mod wire;

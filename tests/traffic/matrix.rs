@@ -79,8 +79,7 @@ struct Way {
 impl Way {
     fn all(from: &'static str, to: &'static [&'static str]) -> impl Iterator<Item = Self> {
         to.iter().flat_map(move |&to| {
-            WAYS.into_iter()
-                .flat_map(move |by| [false, true].map(|ipv6| Self { from, to, by, ipv6 }))
+            WAYS.into_iter().flat_map(move |by| [false, true].map(|ipv6| Self { from, to, by, ipv6 }))
         })
     }
 

@@ -1,6 +1,7 @@
 //! The lab every test here starts from: two nodes, a real `adit` on each, and the pods a test asks for.
 
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use adit::lab::{
@@ -120,6 +121,33 @@ impl Stage {
         }
     }
 
+    /// Makes a pod's addresses unreachable: its node says so to whoever asks.
+    pub fn cut_off(&self, pod: &str) {
+        self.reroute(pod, "unreachable");
+    }
+
+    /// Makes a pod's addresses swallow what is sent to them, as a NetworkPolicy does.
+    pub fn swallow(&self, pod: &str) {
+        self.reroute(pod, "blackhole");
+    }
+
+    fn reroute(&self, pod: &str, kind: &str) {
+        let pod = self.pod(pod);
+        for destination in [format!("{}/32", pod.ipv4()), format!("{}/128", pod.ipv6())] {
+            let family = if destination.contains(':') { "-6" } else { "-4" };
+            let mut ip = Command::new("ip");
+            for step in ["del", "add"] {
+                let words: &[&str] = if step == "del" { &[] } else { &[kind] };
+                let output = self.world.node(pod.side()).netns().run(|| {
+                    ip = Command::new("ip");
+                    ip.args([family, "route", step]).args(words).arg(&destination).output()
+                });
+                let output = output.expect("ip can be started");
+                assert!(output.status.success(), "{ip:?}: {}", String::from_utf8_lossy(&output.stderr));
+            }
+        }
+    }
+
     /// The directory of everything that is on disk.
     pub fn place(&self) -> &Path {
         self.place.path()
@@ -169,8 +197,7 @@ pub fn policy(name: &str, action: Action, on: &[&str], one: Match) -> Policy {
 
 /// What a control plane makes of a PeerAuthentication with mode STRICT on some pods.
 pub fn strict(on: &[&str]) -> Policy {
-    let without_identity =
-        Match { not_principals: vec![adit::lab::Text::Presence], ..Match::default() };
+    let without_identity = Match { not_principals: vec![adit::lab::Text::Presence], ..Match::default() };
     policy(STRICT, Action::Deny, on, without_identity)
 }
 
