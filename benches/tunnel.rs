@@ -17,7 +17,8 @@ use std::thread;
 use std::time::Duration;
 
 use adit::capture::{self, Pod};
-use adit::hbone::{Config, ConnectRequest, DialPlan, Handshakes, Incoming, Meter, Server, TraceIds, Tunnel};
+use adit::flow::relay::Meter;
+use adit::hbone::{Config, ConnectRequest, DialPlan, Handshakes, Incoming, Server, TraceIds, Tunnel};
 use adit::identity::{Authority, Clock, Credentials, EmbeddedCa, SpiffeId, Tls, TlsPolicy};
 use adit::net::Netns;
 use adit::net::socket::Transparent;
@@ -37,8 +38,8 @@ const NOWHERE: u16 = 1;
 struct Uncounted;
 
 impl Meter for Uncounted {
-    fn app_sent(&self, _bytes: usize) {}
-    fn app_received(&self, _bytes: usize) {}
+    fn to_upstream(&self, _bytes: usize) {}
+    fn to_downstream(&self, _bytes: usize) {}
 }
 
 /// One worker: a runtime of its own with tasks that never leave it.

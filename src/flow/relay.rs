@@ -7,6 +7,7 @@ use std::task::{Poll, Waker};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+use super::{Outcome, Seen, Side as Application};
 use crate::net::socket::{close_in_order, reset_on_close};
 
 #[cfg(test)]
@@ -37,6 +38,16 @@ pub enum Broken {
     Downstream(io::ErrorKind),
     /// The one who was dialled.
     Upstream(io::ErrorKind),
+}
+
+impl From<Broken> for Outcome {
+    fn from(broken: Broken) -> Self {
+        let by = match broken {
+            Broken::Downstream(_) => Application::Client,
+            Broken::Upstream(_) => Application::Server,
+        };
+        Self::Reset { by, seen: Seen::Socket }
+    }
 }
 
 /// Carries bytes both ways until both ends are done.

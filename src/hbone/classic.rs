@@ -24,7 +24,8 @@ use super::error::{HandshakeError, OpenError};
 use super::handshake::Secured;
 use super::transport::Transport;
 use super::{CONNECT_DEADLINE, Config, PREFACE_DEADLINE, keepalive};
-use crate::flow::relay::{Fin, broken, reset_after_fin, write_all};
+use crate::flow::relay::{Fin, Meter, broken, reset_after_fin, write_all};
+use crate::flow::{Outcome, Seen, Side};
 use crate::identity::VerifiedPeer;
 use crate::net::socket::{close_in_order, reset_on_close};
 
@@ -129,7 +130,7 @@ impl Tunnel {
                 return Err(OpenError::Status(response.status()));
             }
             let (parts, receive) = response.into_parts();
-            Ok(Opened { send, receive, headers: parts.headers, _count: Some(count) })
+            Ok(Opened { send, receive, headers: parts.headers, app: Side::Client, _count: Some(count) })
         };
         timeout(CONNECT_DEADLINE, opening).await.unwrap_or(Err(OpenError::Timeout(CONNECT_DEADLINE)))
     }
@@ -250,7 +251,7 @@ impl Incoming {
             .send_response(response, false)
             .map_err(|cause| OpenError::Lost(cause.to_string()))?;
         let (parts, receive) = self.request.into_parts();
-        Ok(Opened { send, receive, headers: parts.headers, _count: None })
+        Ok(Opened { send, receive, headers: parts.headers, app: Side::Server, _count: None })
     }
 
     /// Ready when the peer took its request back.
@@ -264,6 +265,8 @@ pub struct Opened {
     send: SendStream<Bytes>,
     receive: RecvStream,
     headers: HeaderMap,
+    /// Which of the two applications is on this node.
+    app: Side,
     _count: Option<StreamCount>,
 }
 
@@ -280,12 +283,38 @@ pub enum Ended {
     TunnelLost(String),
 }
 
-/// Counts application bytes as they are delivered, in whichever direction.
-pub trait Meter {
-    /// Bytes from the application, handed to the tunnel.
-    fn app_sent(&self, bytes: usize);
-    /// Bytes from the tunnel, written to the application.
-    fn app_received(&self, bytes: usize);
+impl Ended {
+    /// The same, said of the two applications: `app` is the one on this node.
+    pub fn outcome(self, app: Side) -> Outcome {
+        match self {
+            Self::Complete => Outcome::Complete,
+            Self::AppReset(_) => Outcome::Reset { by: app, seen: Seen::Socket },
+            Self::PeerReset(reason) => Outcome::Reset { by: app.other(), seen: Seen::Stream(reason.into()) },
+            Self::TunnelLost(cause) => Outcome::TunnelLost(cause),
+        }
+    }
+}
+
+/// Counts for the application on this node.
+struct Counted<'a, M> {
+    app: Side,
+    meter: &'a M,
+}
+
+impl<M: Meter> Counted<'_, M> {
+    fn sent(&self, bytes: usize) {
+        match self.app {
+            Side::Client => self.meter.to_upstream(bytes),
+            Side::Server => self.meter.to_downstream(bytes),
+        }
+    }
+
+    fn received(&self, bytes: usize) {
+        match self.app {
+            Side::Client => self.meter.to_downstream(bytes),
+            Side::Server => self.meter.to_upstream(bytes),
+        }
+    }
 }
 
 impl Opened {
@@ -304,7 +333,8 @@ impl Opened {
     /// - Cancel: dropping the future resets both ends, and so does the death of the process.
     /// - Source: RFC 9113 §8.5, RFC 9293 §3.6.1.
     pub async fn carry(self, app: TcpStream, meter: &impl Meter) -> Ended {
-        let Self { mut send, mut receive, _count, .. } = self;
+        let Self { mut send, mut receive, app: side, _count, .. } = self;
+        let meter = &Counted { app: side, meter };
         // A reset is the end unless both were done: also when this is dropped, and when the process dies.
         reset_on_close(&app);
         let app_fin = Fin::default();
@@ -346,7 +376,7 @@ impl Opened {
 async fn to_tunnel(
     app: &TcpStream,
     send: &mut SendStream<Bytes>,
-    meter: &impl Meter,
+    meter: &Counted<'_, impl Meter>,
     app_fin: &Fin,
 ) -> Result<(), Ended> {
     let mut chunk = FIRST_CHUNK;
@@ -376,7 +406,7 @@ async fn to_tunnel(
                     chunk *= 4;
                 }
                 send.send_data(packed(buffer), false).map_err(|cause| lost_while_sending(send, &cause))?;
-                meter.app_sent(read);
+                meter.sent(read);
             }
             Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => {}
             Err(cause) => return Err(Ended::AppReset(cause.kind())),
@@ -416,7 +446,7 @@ async fn capacity(send: &mut SendStream<Bytes>, wanted: usize) -> Result<usize, 
 async fn to_app(
     app: &TcpStream,
     receive: &mut RecvStream,
-    meter: &impl Meter,
+    meter: &Counted<'_, impl Meter>,
     app_fin: &Fin,
 ) -> Result<(), Ended> {
     loop {
@@ -429,7 +459,7 @@ async fn to_app(
             Some(Ok(data)) => {
                 let bytes = data.len();
                 write_all(app, &data).await.map_err(|cause| Ended::AppReset(cause.kind()))?;
-                meter.app_received(bytes);
+                meter.received(bytes);
                 // Credit only for what the application took.
                 receive.flow_control().release_capacity(bytes).map_err(|cause| ended_by(&cause))?;
             }

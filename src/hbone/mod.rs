@@ -25,7 +25,7 @@ mod pool;
 mod tests;
 mod transport;
 
-pub use classic::{Ended, Incoming, Meter, Opened, Server, Tunnel};
+pub use classic::{Ended, Incoming, Opened, Server, Tunnel};
 pub use connect::{ConnectRequest, TraceIds};
 pub use error::{HandshakeError, OpenError};
 pub use handshake::{DialPlan, Handshakes, Secured, Stamps};

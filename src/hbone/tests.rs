@@ -21,6 +21,7 @@ use tokio::task::{JoinHandle, LocalSet, spawn_local};
 
 use super::*;
 use crate::capture::{self, Pod};
+use crate::flow::relay::Meter;
 use crate::identity::{Authority, Clock, Credentials, EmbeddedCa, SpiffeId, Tls, TlsPolicy};
 use crate::net::Netns;
 use crate::net::socket::{Transparent, reset_on_close};
@@ -201,17 +202,17 @@ fn reset(app: TcpStream) {
 
 #[derive(Debug, Default)]
 struct Counted {
-    sent: Cell<usize>,
-    received: Cell<usize>,
+    upstream: Cell<usize>,
+    downstream: Cell<usize>,
 }
 
 impl Meter for Counted {
-    fn app_sent(&self, bytes: usize) {
-        self.sent.set(self.sent.get() + bytes);
+    fn to_upstream(&self, bytes: usize) {
+        self.upstream.set(self.upstream.get() + bytes);
     }
 
-    fn app_received(&self, bytes: usize) {
-        self.received.set(self.received.get() + bytes);
+    fn to_downstream(&self, bytes: usize) {
+        self.downstream.set(self.downstream.get() + bytes);
     }
 }
 

@@ -25,13 +25,12 @@ use tokio::sync::oneshot;
 
 use crate::capture::{Accepted, Acceptor, Pod, SpoofError, connected};
 use crate::flow::live::Live;
-use crate::flow::relay;
 use crate::flow::{
     Baggage, Outcome, Parties, Peer, Record, Seen, Side, Stage, Timeline, baggage_of, early_deny,
     labels_of_service, peer_of,
 };
 use crate::hbone::{
-    self, Ended, HandshakeError, Handshakes, Incoming, Placement, Secured, Server, TCP_DEADLINE, WorkerId,
+    self, HandshakeError, Handshakes, Incoming, Placement, Secured, Server, TCP_DEADLINE, WorkerId,
 };
 use crate::identity::{Store, VerifiedPeer};
 use crate::mesh::{Handle, Snapshot, Workload};
@@ -348,14 +347,8 @@ impl Inbound {
             Ok(opened) => opened,
             Err(cause) => return Outcome::TunnelLost(cause.to_string()),
         };
-        let meter = Counting(record);
         tokio::select! {
-            ended = opened.carry(app, &meter) => match ended {
-                Ended::Complete => Outcome::Complete,
-                Ended::AppReset(_) => Outcome::Reset { by: Side::Server, seen: Seen::Socket },
-                Ended::PeerReset(code) => Outcome::Reset { by: Side::Client, seen: Seen::Stream(code.into()) },
-                Ended::TunnelLost(cause) => Outcome::TunnelLost(cause),
-            },
+            ended = opened.carry(app, record) => ended.outcome(Side::Server),
             cut = admitted.revoked() => cut_short(cut),
         }
     }
@@ -457,29 +450,6 @@ fn denied_by(denial: &Denial) -> Option<Text> {
     | Denial::Missing(key)
     | Denial::MissingStrict(key)) = denial;
     Some(key.to_string().into())
-}
-
-/// The application is the server here.
-struct Counting<'a>(&'a Record);
-
-impl hbone::Meter for Counting<'_> {
-    fn app_sent(&self, bytes: usize) {
-        self.0.sent(bytes as u64);
-    }
-
-    fn app_received(&self, bytes: usize) {
-        self.0.received(bytes as u64);
-    }
-}
-
-impl relay::Meter for Counting<'_> {
-    fn to_upstream(&self, bytes: usize) {
-        self.0.received(bytes as u64);
-    }
-
-    fn to_downstream(&self, bytes: usize) {
-        self.0.sent(bytes as u64);
-    }
 }
 
 fn cut_short(cut: Cut) -> Outcome {

@@ -7,12 +7,11 @@ use std::time::Instant;
 
 use tokio::net::TcpStream;
 
-use super::{Counting, Inbound, Subject, cut_short, unknown};
+use super::{Inbound, Subject, cut_short, unknown};
 use crate::capture::{Accepted, Acceptor, Downstream, Pod, Unanswered, is_own_port};
-use crate::flow::relay::{Broken, relay};
+use crate::flow::relay::relay;
 use crate::flow::{
-    Direction, Outcome, Parties, Peer, Record, Seen, Side, Stage, Timeline, early_deny, labels_of_service,
-    peer_of,
+    Direction, Outcome, Parties, Peer, Record, Stage, Timeline, early_deny, labels_of_service, peer_of,
 };
 use crate::mesh::Workload;
 use crate::net::socket::{original_dst, reset_on_close};
@@ -113,15 +112,10 @@ impl Inbound {
         };
         record.stamp(Stage::Connect);
         let Caller { socket, _downstream, .. } = caller;
-        let meter = Counting(&record);
         let outcome = match TcpStream::from_std(socket.answer()) {
             Err(cause) => Outcome::Broken { direction: Direction::Receive, cause: Some(cause) },
             Ok(downstream) => tokio::select! {
-                carried = relay(downstream, upstream, &meter) => match carried {
-                    Ok(()) => Outcome::Complete,
-                    Err(Broken::Downstream(_)) => Outcome::Reset { by: Side::Client, seen: Seen::Socket },
-                    Err(Broken::Upstream(_)) => Outcome::Reset { by: Side::Server, seen: Seen::Socket },
-                },
+                carried = relay(downstream, upstream, &record) => carried.map_or_else(Outcome::from, |()| Outcome::Complete),
                 cut = admitted.revoked() => cut_short(cut),
             },
         };

@@ -15,11 +15,11 @@ use tokio::net::TcpStream;
 use super::route::{NoRoute, Route, TunnelTo};
 use super::{Outbound, Placed, Subject};
 use crate::capture::connected;
-use crate::flow::relay::{self, Broken, relay};
-use crate::flow::{Outcome, Parties, Peer, Record, Seen, Side, Stage, Timeline};
+use crate::flow::relay::relay;
+use crate::flow::{Outcome, Parties, Peer, Record, Side, Stage, Timeline};
 use crate::flow::{baggage_of, labels_of_service, peer_of};
 use crate::hbone::{
-    self, ConnectRequest, DialPlan, Ended, HandshakeError, OpenError, Opened, TCP_DEADLINE, TraceIds, Tunnel,
+    ConnectRequest, DialPlan, HandshakeError, OpenError, Opened, TCP_DEADLINE, TraceIds, Tunnel,
 };
 use crate::mesh::Service;
 use crate::telemetry::{Refusal, Reporter, Security};
@@ -270,41 +270,9 @@ fn failed(cause: OpenError, to: SocketAddr) -> Failed {
 
 async fn carried(upstream: Upstream, app: TcpStream, record: &Record) -> Outcome {
     match upstream {
-        Upstream::Plain(upstream) => match relay(app, upstream, &Counting(record)).await {
-            Ok(()) => Outcome::Complete,
-            Err(Broken::Downstream(_)) => Outcome::Reset { by: Side::Client, seen: Seen::Socket },
-            Err(Broken::Upstream(_)) => Outcome::Reset { by: Side::Server, seen: Seen::Socket },
-        },
-        Upstream::Tunnel(opened) => match opened.carry(app, &Counting(record)).await {
-            Ended::Complete => Outcome::Complete,
-            Ended::AppReset(_) => Outcome::Reset { by: Side::Client, seen: Seen::Socket },
-            Ended::PeerReset(reason) => {
-                Outcome::Reset { by: Side::Server, seen: Seen::Stream(reason.into()) }
-            }
-            Ended::TunnelLost(cause) => Outcome::TunnelLost(cause),
-        },
-    }
-}
-
-/// The application is the client here.
-struct Counting<'a>(&'a Record);
-
-impl hbone::Meter for Counting<'_> {
-    fn app_sent(&self, bytes: usize) {
-        self.0.received(bytes as u64);
-    }
-
-    fn app_received(&self, bytes: usize) {
-        self.0.sent(bytes as u64);
-    }
-}
-
-impl relay::Meter for Counting<'_> {
-    fn to_upstream(&self, bytes: usize) {
-        self.0.received(bytes as u64);
-    }
-
-    fn to_downstream(&self, bytes: usize) {
-        self.0.sent(bytes as u64);
+        Upstream::Plain(upstream) => {
+            relay(app, upstream, record).await.map_or_else(Outcome::from, |()| Outcome::Complete)
+        }
+        Upstream::Tunnel(opened) => opened.carry(app, record).await.outcome(Side::Client),
     }
 }

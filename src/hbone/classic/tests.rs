@@ -15,8 +15,8 @@ const WINDOW_IN_CHUNKS: usize = 65_535usize.div_ceil(FIRST_CHUNK);
 struct Uncounted;
 
 impl Meter for Uncounted {
-    fn app_sent(&self, _: usize) {}
-    fn app_received(&self, _: usize) {}
+    fn to_upstream(&self, _: usize) {}
+    fn to_downstream(&self, _: usize) {}
 }
 
 async fn sockets() -> (TcpStream, TcpStream) {
@@ -54,7 +54,7 @@ async fn stream(requests: &SendRequest<Bytes>) -> TcpStream {
     let head = Request::builder().method("CONNECT").uri("10.0.0.1:80").body(()).unwrap();
     let (response, send) = requests.clone().ready().await.unwrap().send_request(head, false).unwrap();
     let (parts, receive) = response.await.unwrap().into_parts();
-    let opened = Opened { send, receive, headers: parts.headers, _count: None };
+    let opened = Opened { send, receive, headers: parts.headers, app: Side::Client, _count: None };
     let (app, socket) = sockets().await;
     spawn_local(async move { opened.carry(socket, &Uncounted).await });
     app

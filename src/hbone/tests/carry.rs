@@ -34,7 +34,7 @@ fn every_byte_arrives_once_and_in_order_in_both_directions() {
             assert!(heard_there == there && heard_back == back, "{length} bytes changed on their way");
             for (ended, counted) in [line.near.await.unwrap(), line.far.await.unwrap()] {
                 assert_eq!(ended, Ended::Complete);
-                assert_eq!((counted.sent.get(), counted.received.get()), (length, length));
+                assert_eq!((counted.upstream.get(), counted.downstream.get()), (length, length));
             }
         }
         assert_eq!(pair.tunnel.streams(), 0);
