@@ -26,7 +26,7 @@ use crate::mesh::Handle;
 use crate::net::{Netns, socket};
 use crate::node::{self, PodInfo, Pods, StartError, Stop};
 use crate::telemetry::{self, Format, Levels, Proxies, Readiness, Registry};
-use crate::worker::{Fleet, Seed};
+use crate::worker::{Fleet, Observer, Seed};
 use crate::{admin, discovery, inbound, outbound, version};
 
 /// Threads of the handshake pool, and handshakes under way at a time.
@@ -162,7 +162,7 @@ impl Service {
         readiness.task("state manager").done();
         let pods_ready = readiness.task("workload proxy manager");
         let quit = Arc::new(Notify::new());
-        let servers = pages.serve(&readiness, &registry, levels, &mesh, &store, &quit);
+        let servers = pages.serve(&readiness, &registry, levels, &mesh, &store, &fleet.observer(), &quit);
 
         let pods = Running {
             fleet,
@@ -345,6 +345,7 @@ impl Pages {
         levels: Levels,
         mesh: &Handle,
         store: &Store,
+        workers: &Observer,
         quit: &Arc<Notify>,
     ) -> Vec<AbortHandle> {
         let mut servers = Vec::new();
@@ -356,10 +357,10 @@ impl Pages {
             servers.push(task.abort_handle());
         };
         for listener in self.console {
-            let (mesh, store, quit) = (mesh.clone(), store.clone(), quit.clone());
+            let (mesh, store, quit, workers) = (mesh.clone(), store.clone(), quit.clone(), workers.clone());
             let console = admin::Console {
                 levels: levels.clone(),
-                dump: Arc::new(move || admin::dump(&mesh.current(), &store)),
+                dump: Arc::new(move || admin::dump(&mesh.current(), &store, &workers)),
                 quit: Arc::new(move || quit.notify_one()),
             };
             serve(Box::pin(admin::console(listener, console)), "admin");

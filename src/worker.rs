@@ -6,6 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,7 +22,7 @@ use crate::inbound::{self, Inbound};
 use crate::mesh;
 use crate::net::mailbox::{Mailbox, Post};
 use crate::outbound::{self, Outbound};
-use crate::telemetry::{Counter, Registry};
+use crate::telemetry::{Counter, Registry, Reporter};
 
 /// What every worker is given at its start.
 #[derive(Clone)]
@@ -49,7 +50,7 @@ pub struct Worker {
     inbound: Rc<Inbound>,
     outbound: Rc<Outbound>,
     /// The listeners this worker serves, by pod UID.
-    serving: RefCell<HashMap<Arc<str>, Vec<AbortHandle>>>,
+    serving: RefCell<HashMap<Arc<str>, (Arc<Pod>, [AbortHandle; 3])>>,
     stop: Notify,
     draining: Cell<bool>,
 }
@@ -147,21 +148,51 @@ impl Fleet {
         }
     }
 
-    /// Asks every worker to describe its live connections; `show` runs on the workers.
-    pub async fn ask<R: Send + 'static>(
-        &self,
-        show: impl Fn(&Inbound, &Outbound) -> R + Send + Clone + 'static,
-    ) -> Vec<R> {
-        let mut answers = Vec::new();
-        for worker in 0..self.pods.len() {
+    /// Who can be asked what the workers carry, from any thread.
+    pub fn observer(&self) -> Observer {
+        Observer { post: self.post.clone(), workers: self.pods.len() }
+    }
+}
+
+/// Asks the workers what they carry, for operators.
+#[derive(Clone)]
+pub struct Observer {
+    post: Post<Worker>,
+    workers: usize,
+}
+
+/// One live connection as operators are shown it.
+#[derive(Clone, Debug)]
+pub struct Shown {
+    /// The pod it belongs to.
+    pub pod: Arc<Pod>,
+    /// From the mesh to the pod, or the other way.
+    pub reporter: Reporter,
+    /// Who dialled.
+    pub src: SocketAddr,
+    /// What was dialled, or for what it was asked; `None` where nobody said.
+    pub original_dst: Option<String>,
+    /// Where the bytes go.
+    pub actual_dst: SocketAddr,
+    /// Whether it came, or goes, through a tunnel.
+    pub tunnel: bool,
+}
+
+impl Observer {
+    /// The pods that are served, and every live connection. Waits for the workers one after another.
+    pub async fn look(&self) -> (Vec<Arc<Pod>>, Vec<Shown>) {
+        let (mut pods, mut connections) = (Vec::new(), Vec::new());
+        for worker in 0..self.workers {
             let (tell, told) = oneshot::channel();
-            let show = show.clone();
             self.post.to(worker, move |worker| {
-                let _ = tell.send(show(&worker.inbound, &worker.outbound));
+                // The asker only stops waiting when the process ends.
+                let _ = tell.send(worker.show());
             });
-            answers.extend(told.await);
+            let Ok((of_worker, carried)) = told.await else { continue };
+            pods.extend(of_worker);
+            connections.extend(carried);
         }
-        answers
+        (pods, connections)
     }
 }
 
@@ -225,22 +256,49 @@ impl Worker {
                 .abort_handle(),
             tokio::task::spawn_local(self.inbound.clone().serve(pod.clone(), tunnel)).abort_handle(),
         ];
-        self.serving.borrow_mut().insert(pod.uid.clone(), tasks.into());
+        self.serving.borrow_mut().insert(pod.uid.clone(), (pod, tasks));
         Ok(())
     }
 
     fn cut(&self, pod: &Arc<str>) {
-        for listener in self.serving.borrow_mut().remove(pod).into_iter().flatten() {
-            listener.abort();
+        if let Some((_, listeners)) = self.serving.borrow_mut().remove(pod) {
+            listeners.iter().for_each(AbortHandle::abort);
         }
         self.inbound.cut_ended();
         self.outbound.cut_ended(pod);
     }
 
+    fn show(&self) -> (Vec<Arc<Pod>>, Vec<Shown>) {
+        let pods = self.serving.borrow().values().map(|(pod, _)| pod.clone()).collect();
+        let mut connections = Vec::new();
+        self.inbound.each(|subject| {
+            connections.push(Shown {
+                pod: subject.pod.clone(),
+                reporter: Reporter::Destination,
+                src: subject.facts.client.addr(),
+                original_dst: subject.asked.clone(),
+                actual_dst: subject.facts.target.addr(),
+                tunnel: subject.facts.source.is_some(),
+            });
+        });
+        self.outbound.each(|subject| {
+            let (actual_dst, tunnel) = subject.hop.get();
+            connections.push(Shown {
+                pod: subject.pod.clone(),
+                reporter: Reporter::Source,
+                src: subject.client.addr(),
+                original_dst: Some(subject.original.to_string()),
+                actual_dst,
+                tunnel,
+            });
+        });
+        (pods, connections)
+    }
+
     fn drain(&self) {
         self.draining.set(true);
-        for listener in self.serving.borrow_mut().drain().flat_map(|(_, listeners)| listeners) {
-            listener.abort();
+        for (_, (_, listeners)) in self.serving.borrow_mut().drain() {
+            listeners.iter().for_each(AbortHandle::abort);
         }
         self.inbound.drain();
     }

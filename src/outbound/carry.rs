@@ -4,6 +4,7 @@
 //! [`ATTEMPTS`] times within [`OPEN_DEADLINE`]. A verdict of the far side (any status but 503) is final, and so is
 //! the failure of an address that the application chose itself.
 
+use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -51,14 +52,18 @@ impl Outbound {
             return self.refuse(&accepted.socket, accepted.client, *original, Refusal::Draining, why);
         }
         let _carried = self.placement.carry(self.worker);
-        let subject =
-            Subject { pod: placed.pod.clone(), client: placed.accepted.client, original: placed.original };
+        let subject = Subject {
+            pod: placed.pod.clone(),
+            client: placed.accepted.client,
+            original: placed.original,
+            hop: Cell::new(hop(&placed.route)),
+        };
         let ticket = self.live.enter(subject);
         let mut timeline = Timeline::new(placed.accepted.at);
         timeline.stamp(Stage::Resolved, std::time::Instant::now());
         let mut parties = self.parties(&placed, &placed.route);
         let opened = tokio::select! {
-            opened = tokio::time::timeout(OPEN_DEADLINE, self.open(&placed, &mut timeline, &mut parties)) => {
+            opened = tokio::time::timeout(OPEN_DEADLINE, self.open(&placed, &ticket.facts().hop, &mut timeline, &mut parties)) => {
                 opened.unwrap_or_else(|_| Err(late()))
             }
             () = ticket.cut() => Err(Outcome::Drained),
@@ -92,6 +97,7 @@ impl Outbound {
     async fn open(
         &self,
         placed: &Placed,
+        shown: &Cell<(SocketAddr, bool)>,
         timeline: &mut Timeline,
         parties: &mut Parties,
     ) -> Result<Upstream, Outcome> {
@@ -118,6 +124,7 @@ impl Outbound {
             tracing::debug!(from = %endpoint, error = failed.outcome.error(Reporter::Source), "trying another endpoint");
             route = next;
             *parties = self.parties(placed, &route);
+            shown.set(hop(&route));
         }
     }
 
@@ -179,7 +186,7 @@ impl Outbound {
             Ok::<_, HandshakeError>((Tunnel::start(secured, &self.config.hbone).await?, stamps))
         };
         loop {
-            let stamps = std::cell::Cell::new(None);
+            let stamps = Cell::new(None);
             let make = || async {
                 let (tunnel, when) = new_tunnel().await?;
                 stamps.set(Some(when));
@@ -232,6 +239,15 @@ impl Outbound {
             service,
             security,
         }
+    }
+}
+
+/// Where a route's bytes go, and whether through a tunnel.
+fn hop(route: &Route) -> (SocketAddr, bool) {
+    match route {
+        Route::Passthrough(dst) => (dst.addr(), false),
+        Route::Plain { to, .. } => (*to, false),
+        Route::Tunnel(to) => (to.to, true),
     }
 }
 

@@ -9,10 +9,10 @@ pub mod balance;
 mod carry;
 pub mod route;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fmt::Display;
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -68,6 +68,8 @@ pub struct Subject {
     pub client: ClientAddr,
     /// What it dialled.
     pub original: OriginalDst,
+    /// The endpoint tried last, and whether through a tunnel.
+    pub hop: Cell<(SocketAddr, bool)>,
 }
 
 /// A captured connection with its first decision, on its way to the worker that will own it.
