@@ -294,7 +294,7 @@ impl Pods for Running {
                 }
             }
             Stop::Drain => {
-                self.fleet.drain();
+                self.fleet.drain().await;
                 let end = Instant::now() + self.drain;
                 while self.fleet.carried() > 0 && Instant::now() < end {
                     tokio::time::sleep(DRAIN_POLL).await;

@@ -138,10 +138,9 @@ impl Inbound {
         })
     }
 
-    /// Serves one pod's tunnel port until it is dropped.
+    /// Serves one pod's tunnel port until the listener closes.
     pub async fn serve(self: Rc<Self>, pod: Arc<Pod>, mut listener: Acceptor) {
-        loop {
-            let accepted = listener.next().await;
+        while let Some(accepted) = listener.next().await {
             tokio::task::spawn_local(self.clone().arrived(pod.clone(), accepted));
         }
     }
@@ -176,13 +175,24 @@ impl Inbound {
     /// From accept to the worker that will own the tunnel.
     async fn arrived(self: Rc<Self>, pod: Arc<Pod>, accepted: Accepted) {
         let _open = self.shard.socket(Reporter::Destination);
+        // Until its owner counts it: the end of the process waits for what is carried.
+        let placing = self.placement.carry(self.worker);
         let ticket = self.tunnels.enter(pod.clone());
         let client = accepted.client;
         let local = accepted.socket.local_addr();
-        let secured = tokio::select! {
-            secured = self.secure(&pod, accepted) => secured,
-            _ = ticket.cut() => return,
+        let mut draining = false;
+        let mut securing = Box::pin(self.secure(&pod, accepted));
+        let secured = loop {
+            tokio::select! {
+                secured = &mut securing => break secured,
+                end = ticket.cut() => match end {
+                    // Its first stream is on its way: the tunnel is told as soon as it can be.
+                    End::InOrder => draining = true,
+                    End::Now => return,
+                },
+            }
         };
+        drop(securing);
         let secured = match secured {
             Ok(secured) => secured,
             Err((kind, why)) => {
@@ -192,13 +202,15 @@ impl Inbound {
         };
         let owner = self.placement.least_loaded(self.worker);
         if owner == self.worker {
-            return self.tunnel(pod, secured).await;
+            drop(placing);
+            return self.tunnel(pod, secured, draining).await;
         }
         self.post.to(owner, move |inbound| {
             let inbound = inbound.clone();
             tokio::task::spawn_local(async move {
                 let _open = inbound.shard.socket(Reporter::Destination);
-                inbound.tunnel(pod, secured).await;
+                drop(placing);
+                inbound.tunnel(pod, secured, draining).await;
             });
         });
     }
@@ -220,8 +232,9 @@ impl Inbound {
         )
     }
 
-    /// One tunnel, on the worker that owns it.
-    async fn tunnel(self: Rc<Self>, pod: Arc<Pod>, secured: Secured) {
+    /// One tunnel, on the worker that owns it. `draining`: it is told from the start to bring no more streams than
+    /// are on their way.
+    async fn tunnel(self: Rc<Self>, pod: Arc<Pod>, secured: Secured, draining: bool) {
         let _carried = self.placement.carry(self.worker);
         let ticket = self.tunnels.enter(pod.clone());
         let tunnel = Rc::new(Tunnel {
@@ -230,9 +243,13 @@ impl Inbound {
             client: ClientAddr::new(secured.remote),
             local: secured.local,
         });
-        let (drain, draining) = oneshot::channel::<()>();
+        let (drain, told) = oneshot::channel::<()>();
         let control = async {
             let mut drain = Some(drain);
+            if draining && let Some(drain) = drain.take() {
+                // Nobody listens when serving is over, and then there is nothing to drain.
+                let _ = drain.send(());
+            }
             loop {
                 match ticket.cut().await {
                     End::InOrder => drop(drain.take().map(|drain| drain.send(()))),
@@ -247,7 +264,7 @@ impl Inbound {
                 tokio::task::spawn_local(self.clone().stream(tunnel.clone(), incoming));
             };
             // Never dropped before `serve` ends, so an error here cannot be taken for the order to drain.
-            server.serve(each, async { drop(draining.await) }).await
+            server.serve(each, async { drop(told.await) }).await
         };
         tokio::select! {
             ended = serving => if let Err(why) = ended {
