@@ -26,7 +26,7 @@ use crate::mesh::Handle;
 use crate::net::{Netns, socket};
 use crate::node::{self, PodInfo, Pods, StartError, Stop};
 use crate::telemetry::{self, Format, Levels, Proxies, Readiness, Registry};
-use crate::worker::{Fleet, Observer, Seed};
+use crate::worker::{Fleet, Seed};
 use crate::{admin, discovery, inbound, outbound, version};
 
 /// Threads of the handshake pool, and handshakes under way at a time.
@@ -162,7 +162,18 @@ impl Service {
         readiness.task("state manager").done();
         let pods_ready = readiness.task("workload proxy manager");
         let quit = Arc::new(Notify::new());
-        let servers = pages.serve(&readiness, &registry, levels, &mesh, &store, &fleet.observer(), &quit);
+        let console = admin::Console {
+            levels,
+            dump: {
+                let (mesh, store, workers) = (mesh.clone(), store.clone(), fleet.observer());
+                Arc::new(move || admin::dump(&mesh.current(), &store, &workers))
+            },
+            quit: {
+                let quit = quit.clone();
+                Arc::new(move || quit.notify_one())
+            },
+        };
+        let servers = pages.serve(&readiness, &registry, &console);
 
         let pods = Running {
             fleet,
@@ -296,7 +307,7 @@ impl Pods for Running {
                 }
             }
             Stop::Drain => {
-                self.fleet.drain();
+                self.fleet.drain().await;
                 let end = Instant::now() + self.drain;
                 while self.fleet.carried() > 0 && Instant::now() < end {
                     tokio::time::sleep(DRAIN_POLL).await;
@@ -338,16 +349,7 @@ impl Pages {
         })
     }
 
-    fn serve(
-        self,
-        readiness: &Readiness,
-        registry: &Registry,
-        levels: Levels,
-        mesh: &Handle,
-        store: &Store,
-        workers: &Observer,
-        quit: &Arc<Notify>,
-    ) -> Vec<AbortHandle> {
+    fn serve(self, readiness: &Readiness, registry: &Registry, console: &admin::Console) -> Vec<AbortHandle> {
         let mut servers = Vec::new();
         let mut serve = |server: Server, page: &'static str| {
             let task = tokio::task::spawn_local(async move {
@@ -357,13 +359,7 @@ impl Pages {
             servers.push(task.abort_handle());
         };
         for listener in self.console {
-            let (mesh, store, quit, workers) = (mesh.clone(), store.clone(), quit.clone(), workers.clone());
-            let console = admin::Console {
-                levels: levels.clone(),
-                dump: Arc::new(move || admin::dump(&mesh.current(), &store, &workers)),
-                quit: Arc::new(move || quit.notify_one()),
-            };
-            serve(Box::pin(admin::console(listener, console)), "admin");
+            serve(Box::pin(admin::console(listener, console.clone())), "admin");
         }
         serve(Box::pin(admin::stats(self.stats, registry.clone())), "metrics");
         serve(Box::pin(admin::readiness(self.readiness, readiness.clone())), "readiness");

@@ -3,7 +3,7 @@
 //! A pod's listeners are served by one worker; its connections may be owned by any. What reaches a worker from
 //! outside comes through its mailboxes. [`Fleet`] is the handle that the service thread holds on all of them.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
-use tokio::sync::{Notify, oneshot};
-use tokio::task::{AbortHandle, LocalSet};
+use tokio::sync::{Notify, oneshot, watch};
+use tokio::task::{JoinHandle as Task, LocalSet};
 
 use crate::capture::{Acceptor, Listeners, Pod};
 use crate::hbone::{Handshakes, Placement, WorkerId};
@@ -50,10 +50,14 @@ pub struct Worker {
     inbound: Rc<Inbound>,
     outbound: Rc<Outbound>,
     /// The listeners this worker serves, by pod UID.
-    serving: RefCell<HashMap<Arc<str>, (Arc<Pod>, [AbortHandle; 3])>>,
+    serving: RefCell<HashMap<Arc<str>, Serving>>,
     stop: Notify,
-    draining: Cell<bool>,
+    /// True once listeners shall close.
+    closing: watch::Sender<bool>,
 }
+
+/// A pod and the tasks of its three listeners.
+type Serving = (Arc<Pod>, [Task<()>; 3]);
 
 /// All workers, seen from the service thread.
 pub struct Fleet {
@@ -123,9 +127,30 @@ impl Fleet {
         self.post.to_all(|worker| worker.inbound.judge_again());
     }
 
-    /// Closes all listeners and tells peers to open no more streams; what is open runs on.
-    pub fn drain(&self) {
-        self.post.to_all(|worker| worker.drain());
+    /// Closes all listeners and tells peers to open no more streams; what is open runs on. Returns when the
+    /// listeners are closed and who had connected is being served.
+    pub async fn drain(&self) {
+        let mut drained = Vec::new();
+        for worker in 0..self.pods.len() {
+            let (tell, told) = oneshot::channel::<()>();
+            self.post.to(worker, move |worker| {
+                let (worker, listeners) = (worker.clone(), worker.close());
+                tokio::task::spawn_local(async move {
+                    for listener in listeners {
+                        // A cut pod's were aborted, which is an end too.
+                        let _ = listener.await;
+                    }
+                    // Only now: who is told to go elsewhere must not meet a listener that closes.
+                    worker.inbound.drain();
+                    drop(tell);
+                });
+            });
+            drained.push(told);
+        }
+        for told in drained {
+            // Dropped rather than sent, so that a worker that ends meanwhile counts as drained.
+            let _ = told.await;
+        }
     }
 
     /// Connections and tunnels that are still carried.
@@ -136,7 +161,9 @@ impl Fleet {
     /// Ends everything that is still open, and the workers.
     pub fn stop(self) {
         self.post.to_all(|worker| {
-            worker.drain();
+            for listener in worker.close() {
+                listener.abort();
+            }
             worker.inbound.cut_all();
             worker.outbound.cut_all();
             worker.stop.notify_one();
@@ -230,7 +257,7 @@ async fn work(id: WorkerId, seed: Seed, to_inbound: Post<Inbound>, to_outbound: 
         outbound: outbound.clone(),
         serving: RefCell::default(),
         stop: Notify::new(),
-        draining: Cell::new(false),
+        closing: watch::Sender::new(false),
     });
     tokio::select! {
         () = mail.own.serve(worker.clone()) => {}
@@ -244,17 +271,16 @@ async fn work(id: WorkerId, seed: Seed, to_inbound: Post<Inbound>, to_outbound: 
 
 impl Worker {
     fn serve(&self, pod: Arc<Pod>, listeners: Listeners) -> io::Result<()> {
-        if self.draining.get() {
+        if *self.closing.borrow() {
             return Err(io::Error::other("the proxy is shutting down"));
         }
-        let outbound = Acceptor::new(listeners.outbound)?;
-        let plaintext = Acceptor::new(listeners.plaintext)?;
-        let tunnel = Acceptor::new(listeners.tunnel)?;
+        let outbound = Acceptor::new(listeners.outbound, self.closing.subscribe())?;
+        let plaintext = Acceptor::new(listeners.plaintext, self.closing.subscribe())?;
+        let tunnel = Acceptor::new(listeners.tunnel, self.closing.subscribe())?;
         let tasks = [
-            tokio::task::spawn_local(self.outbound.clone().serve(pod.clone(), outbound)).abort_handle(),
-            tokio::task::spawn_local(self.inbound.clone().serve_plaintext(pod.clone(), plaintext))
-                .abort_handle(),
-            tokio::task::spawn_local(self.inbound.clone().serve(pod.clone(), tunnel)).abort_handle(),
+            tokio::task::spawn_local(self.outbound.clone().serve(pod.clone(), outbound)),
+            tokio::task::spawn_local(self.inbound.clone().serve_plaintext(pod.clone(), plaintext)),
+            tokio::task::spawn_local(self.inbound.clone().serve(pod.clone(), tunnel)),
         ];
         self.serving.borrow_mut().insert(pod.uid.clone(), (pod, tasks));
         Ok(())
@@ -262,7 +288,7 @@ impl Worker {
 
     fn cut(&self, pod: &Arc<str>) {
         if let Some((_, listeners)) = self.serving.borrow_mut().remove(pod) {
-            listeners.iter().for_each(AbortHandle::abort);
+            listeners.iter().for_each(Task::abort);
         }
         self.inbound.cut_ended();
         self.outbound.cut_ended(pod);
@@ -295,11 +321,9 @@ impl Worker {
         (pods, connections)
     }
 
-    fn drain(&self) {
-        self.draining.set(true);
-        for (_, (_, listeners)) in self.serving.borrow_mut().drain() {
-            listeners.iter().for_each(AbortHandle::abort);
-        }
-        self.inbound.drain();
+    /// Tells the listeners to close. Returns their tasks, which end when they are closed.
+    fn close(&self) -> Vec<Task<()>> {
+        self.closing.send_replace(true);
+        self.serving.borrow_mut().drain().flat_map(|(_, (_, listeners))| listeners).collect()
     }
 }

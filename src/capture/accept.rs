@@ -10,18 +10,26 @@ use std::time::{Duration, Instant};
 use rustix::net::{SocketFlags, acceptfrom_with};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
 
-use crate::net::socket::reset_on_close;
+use crate::net::socket::{hear_no_more, reset_on_close};
 use crate::net::{ClientAddr, watched};
 
 /// Pause after an accept error that is not the connection's own.
 const PAUSE: Duration = Duration::from_millis(50);
+/// How long handshakes that are under way may take when the listener closes: their last packet is one round trip
+/// away.
+const LAST_HANDSHAKES: Duration = Duration::from_millis(50);
 
 /// A listener on the worker that serves it.
 pub struct Acceptor {
     listener: AsyncFd<OwnedFd>,
     /// Given up to accept and close one connection when no descriptor is left, so that the client learns of it.
     reserve: Option<File>,
+    /// Becomes true when the listener shall close.
+    closing: watch::Receiver<bool>,
+    /// When it closes; set once it was told to.
+    until: Option<tokio::time::Instant>,
 }
 
 /// A connection nobody has read from, in no reactor.
@@ -64,21 +72,39 @@ impl Drop for Unanswered {
 }
 
 impl Acceptor {
-    /// Registers `listener` with the calling thread's reactor.
-    pub fn new(listener: TcpListener) -> io::Result<Self> {
-        Ok(Self { listener: watched(listener.into(), Interest::READABLE)?, reserve: reserve() })
+    /// Registers `listener` with the calling thread's reactor. It closes in order once `closing` is true.
+    pub fn new(listener: TcpListener, closing: watch::Receiver<bool>) -> io::Result<Self> {
+        let listener = watched(listener.into(), Interest::READABLE)?;
+        Ok(Self { listener, reserve: reserve(), closing, until: None })
     }
 
-    /// The next connection. Errors that concern one connection are skipped; when descriptors run out, the oldest
+    /// The next connection; none once the listener shall close and nobody waits any more: whoever has connected
+    /// is still served. Errors that concern one connection are skipped; when descriptors run out, the oldest
     /// waiting connection is closed and the rest wait.
     ///
     /// Cancel: nothing is lost.
-    pub async fn next(&mut self) -> Accepted {
+    pub async fn next(&mut self) -> Option<Accepted> {
         loop {
-            match self.listener.async_io(Interest::READABLE, accept).await {
+            let accepted = tokio::select! {
+                accepted = self.listener.async_io(Interest::READABLE, accept) => accepted,
+                () = told(&mut self.closing), if self.until.is_none() => {
+                    if let Err(cause) = hear_no_more(self.listener.get_ref()) {
+                        tracing::warn!(%cause, "a listener closes while clients may still be connecting");
+                    }
+                    self.until = Some(tokio::time::Instant::now() + LAST_HANDSHAKES);
+                    continue;
+                }
+                () = tokio::time::sleep_until(self.until.unwrap_or_else(tokio::time::Instant::now)), if self.until.is_some() => {
+                    match accept(self.listener.get_ref()) {
+                        Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => return None,
+                        accepted => accepted,
+                    }
+                }
+            };
+            match accepted {
                 Ok((socket, addr)) => {
                     let socket = Unanswered(Some(socket));
-                    return Accepted { socket, client: ClientAddr::new(addr), at: Instant::now() };
+                    return Some(Accepted { socket, client: ClientAddr::new(addr), at: Instant::now() });
                 }
                 Err(cause) if is_about_one_connection(&cause) => {}
                 Err(cause) => {
@@ -93,6 +119,13 @@ impl Acceptor {
                 }
             }
         }
+    }
+}
+
+/// Ready when the listener shall close; never when nobody is left to say so.
+async fn told(closing: &mut watch::Receiver<bool>) {
+    if closing.wait_for(|closing| *closing).await.is_err() {
+        std::future::pending().await
     }
 }
 
@@ -139,8 +172,7 @@ mod tests {
     use super::*;
     use crate::net::socket;
 
-    #[tokio::test]
-    async fn a_client_that_nobody_answers_is_reset() {
+    fn acceptor(closing: watch::Receiver<bool>) -> (Acceptor, SocketAddr) {
         let listener = socket::listen(&socket::Listen {
             addr: "127.0.0.1:0".parse().unwrap(),
             mark: None,
@@ -150,12 +182,30 @@ mod tests {
         });
         let listener = listener.unwrap().0;
         let addr = listener.local_addr().unwrap();
-        let mut acceptor = Acceptor::new(listener).unwrap();
+        (Acceptor::new(listener, closing).unwrap(), addr)
+    }
+
+    #[tokio::test]
+    async fn a_client_that_nobody_answers_is_reset() {
+        let (_close, closing) = watch::channel(false);
+        let (mut acceptor, addr) = acceptor(closing);
         let mut dropped = TcpStream::connect(addr).unwrap();
-        drop(acceptor.next().await);
+        drop(acceptor.next().await.unwrap());
         assert_eq!(dropped.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
         let mut answered = TcpStream::connect(addr).unwrap();
-        drop(acceptor.next().await.socket.answer());
+        drop(acceptor.next().await.unwrap().socket.answer());
         assert_eq!(answered.read(&mut [0]).unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn who_waits_in_the_queue_is_accepted_before_the_listener_closes() {
+        let (close, closing) = watch::channel(false);
+        let (mut acceptor, addr) = acceptor(closing);
+        let waiting = [(); 3].map(|()| TcpStream::connect(addr).unwrap());
+        close.send_replace(true);
+        for _ in &waiting {
+            assert!(acceptor.next().await.is_some());
+        }
+        assert!(acceptor.next().await.is_none());
     }
 }

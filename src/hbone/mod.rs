@@ -29,7 +29,7 @@ pub use classic::{Ended, Incoming, Opened, Server, Tunnel};
 pub use connect::{ConnectRequest, TraceIds};
 pub use error::{HandshakeError, OpenError};
 pub use handshake::{DialPlan, Handshakes, Secured, Stamps};
-pub use pool::{Acquired, Placement, Pool, TunnelKey, WorkerId};
+pub use pool::{Acquired, Carried, Placement, Pool, TunnelKey, WorkerId};
 
 /// HTTP/2 parameters of both roles and the limits of the pool.
 #[derive(Clone, Debug)]

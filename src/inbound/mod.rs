@@ -142,10 +142,9 @@ impl Inbound {
         })
     }
 
-    /// Serves one pod's tunnel port until it is dropped.
+    /// Serves one pod's tunnel port until the listener closes.
     pub async fn serve(self: Rc<Self>, pod: Arc<Pod>, mut listener: Acceptor) {
-        loop {
-            let accepted = listener.next().await;
+        while let Some(accepted) = listener.next().await {
             tokio::task::spawn_local(self.clone().arrived(pod.clone(), accepted));
         }
     }
@@ -181,17 +180,23 @@ impl Inbound {
     /// From accept to the worker that will own the tunnel.
     async fn arrived(self: Rc<Self>, pod: Arc<Pod>, accepted: Accepted) {
         let _open = self.shard.socket(Reporter::Destination);
+        // Until its owner counts it: the end of the process waits for what is carried.
+        let placing = self.placement.carry(self.worker);
         let ticket = self.tunnels.enter(pod.clone());
         let client = accepted.client;
         let local = accepted.socket.local_addr();
-        let ended = async {
-            // A client that was let in hears of the drain on its tunnel, where it can tell that nothing was lost.
-            while let End::InOrder = ticket.cut().await {}
+        let mut securing = Box::pin(self.secure(&pod, accepted));
+        let secured = loop {
+            tokio::select! {
+                secured = &mut securing => break secured,
+                end = ticket.cut() => match end {
+                    // Its first stream is on its way: the tunnel is told as soon as there is one.
+                    End::InOrder => {}
+                    End::Now => return,
+                },
+            }
         };
-        let secured = tokio::select! {
-            secured = self.secure(&pod, accepted) => secured,
-            () = ended => return,
-        };
+        drop(securing);
         let secured = match secured {
             Ok(secured) => secured,
             Err((kind, why)) => {
@@ -201,12 +206,14 @@ impl Inbound {
         };
         let owner = self.placement.least_loaded(self.worker);
         if owner == self.worker {
+            drop(placing);
             return self.tunnel(pod, secured).await;
         }
         self.post.to(owner, move |inbound| {
             let inbound = inbound.clone();
             tokio::task::spawn_local(async move {
                 let _open = inbound.shard.socket(Reporter::Destination);
+                drop(placing);
                 inbound.tunnel(pod, secured).await;
             });
         });
@@ -229,7 +236,8 @@ impl Inbound {
         })
     }
 
-    /// One tunnel, on the worker that owns it.
+    /// One tunnel, on the worker that owns it. One that comes while the worker drains is told from the start to
+    /// bring no more streams than are on their way.
     async fn tunnel(self: Rc<Self>, pod: Arc<Pod>, secured: Secured) {
         if pod.has_ended() {
             return;
@@ -242,12 +250,14 @@ impl Inbound {
             client: ClientAddr::new(secured.remote),
             local: secured.local,
         });
-        let (drain, draining) = oneshot::channel::<()>();
+        let (drain, told) = oneshot::channel::<()>();
         let control = async {
             let mut drain = Some(drain);
-            if self.draining.get() {
-                // The receiver lives as long as this future.
-                let _ = drain.take().map(|drain| drain.send(()));
+            if self.draining.get()
+                && let Some(drain) = drain.take()
+            {
+                // Nobody listens when serving is over, and then there is nothing to drain.
+                let _ = drain.send(());
             }
             loop {
                 match ticket.cut().await {
@@ -263,7 +273,7 @@ impl Inbound {
                 tokio::task::spawn_local(self.clone().stream(tunnel.clone(), incoming));
             };
             // Never dropped before `serve` ends, so an error here cannot be taken for the order to drain.
-            server.serve(each, async { drop(draining.await) }).await
+            server.serve(each, async { drop(told.await) }).await
         };
         tokio::select! {
             ended = serving => if let Err(why) = ended {

@@ -13,6 +13,7 @@ use crate::flow::relay::relay;
 use crate::flow::{
     Direction, Outcome, Parties, Peer, Record, Stage, Timeline, early_deny, labels_of_service, peer_of,
 };
+use crate::hbone::Carried;
 use crate::mesh::Workload;
 use crate::net::socket::{original_dst, reset_on_close};
 use crate::net::{ClientAddr, OriginalDst, TargetAddr};
@@ -31,17 +32,18 @@ struct Caller {
 }
 
 impl Inbound {
-    /// Serves one pod's plaintext port until it is dropped.
+    /// Serves one pod's plaintext port until the listener closes.
     pub async fn serve_plaintext(self: Rc<Self>, pod: Arc<Pod>, mut listener: Acceptor) {
-        loop {
-            let accepted = listener.next().await;
+        while let Some(accepted) = listener.next().await {
             let Some(caller) = self.caller(pod.clone(), accepted) else { continue };
             let owner = self.placement.least_loaded(self.worker);
+            // Until its owner counts it: the end of the process waits for what is carried.
+            let placing = self.placement.carry(self.worker);
             self.post.to(owner, |inbound| {
                 let inbound = inbound.clone();
                 tokio::task::spawn_local(async move {
                     let _open = inbound.shard.socket(Reporter::Destination);
-                    inbound.plaintext(caller).await;
+                    inbound.plaintext(caller, placing).await;
                 });
             });
         }
@@ -72,8 +74,9 @@ impl Inbound {
     }
 
     /// One plaintext connection, on the worker that owns it.
-    async fn plaintext(&self, caller: Caller) {
+    async fn plaintext(&self, caller: Caller, placing: Carried) {
         let _carried = self.placement.carry(self.worker);
+        drop(placing);
         let Some(local) = self.workload(&caller.pod).await else {
             let why = unknown(&caller.pod);
             return self.refuse(

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, TcpKeepalive, Type};
 
 use super::addr::{OriginalDst, canonical};
 use super::sys;
@@ -214,4 +214,22 @@ pub fn reset_on_close(socket: &impl AsFd) {
 pub fn close_in_order(socket: &impl AsFd) {
     // As above.
     let _ = SockRef::from(socket).set_linger(None);
+}
+
+/// Makes a listener hear no new SYN, while handshakes that are under way finish.
+///
+/// Whoever sends a SYN again, a second later, meets the listener that is there by then. Closing at once would
+/// instead reset what is in the middle of its handshake.
+///
+/// # Errors
+/// The kernel's answer; then the listener is as it was.
+pub fn hear_no_more(listener: &impl AsFd) -> io::Result<()> {
+    // Classic BPF on the TCP header: drop what has SYN (0x02) and no ACK (0x10) among its flags (byte 13).
+    SockRef::from(listener).attach_filter(&[
+        SockFilter::new(0x30, 0, 0, 13),
+        SockFilter::new(0x54, 0, 0, 0x12),
+        SockFilter::new(0x15, 0, 1, 0x02),
+        SockFilter::new(0x06, 0, 0, 0),
+        SockFilter::new(0x06, 0, 0, u32::MAX),
+    ])
 }

@@ -185,6 +185,7 @@ impl Outbound {
             let stamps = secured.stamps;
             Ok::<_, HandshakeError>((Tunnel::start(secured, &self.config.hbone).await?, stamps))
         };
+        let mut refused_anew = false;
         loop {
             let stamps = Cell::new(None);
             let make = || async {
@@ -209,6 +210,12 @@ impl Outbound {
                 // A tunnel that was there before may have died unnoticed, or be on its way out: that says nothing
                 // about the endpoint, and a new tunnel settles it.
                 Err(OpenError::Lost(_) | OpenError::Refused(_)) if acquired.reused => {
+                    acquired.tunnel.retire();
+                }
+                // A peer that ends may say so on a new tunnel too, and has not seen the request; its successor
+                // is there by now. Once, so that a peer that only refuses is not asked for ever.
+                Err(OpenError::Refused(_)) if !refused_anew => {
+                    refused_anew = true;
                     acquired.tunnel.retire();
                 }
                 Err(cause) => return Err(failed(cause, to.to)),

@@ -109,10 +109,9 @@ impl Outbound {
         })
     }
 
-    /// Serves one pod's outgoing connections until it is dropped.
+    /// Serves one pod's outgoing connections until the listener closes.
     pub async fn serve(self: Rc<Self>, pod: Arc<Pod>, mut listener: Acceptor) {
-        loop {
-            let accepted = listener.next().await;
+        while let Some(accepted) = listener.next().await {
             tokio::task::spawn_local(self.clone().captured(pod.clone(), accepted));
         }
     }
@@ -137,6 +136,8 @@ impl Outbound {
     /// From accept to the worker that will own the connection.
     async fn captured(self: Rc<Self>, pod: Arc<Pod>, accepted: Accepted) {
         let open = self.shard.socket(Reporter::Source);
+        // Until its owner counts it: the end of the process waits for what is carried.
+        let placing = self.placement.carry(self.worker);
         let client = accepted.client;
         let Some(original) = self.original(&accepted.socket, client) else { return };
         let source = self.workload(&pod).await;
@@ -159,6 +160,7 @@ impl Outbound {
         };
         let placed = Placed { pod, accepted, original, source, route };
         if owner == self.worker {
+            drop(placing);
             return self.carry(placed).await;
         }
         drop(open);
@@ -166,6 +168,7 @@ impl Outbound {
             let outbound = outbound.clone();
             tokio::task::spawn_local(async move {
                 let _open = outbound.shard.socket(Reporter::Source);
+                drop(placing);
                 outbound.carry(placed).await;
             });
         });

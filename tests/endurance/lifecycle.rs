@@ -1,13 +1,11 @@
 //! Agents and processes that end and start anew.
 
-use std::collections::BTreeMap;
 use std::net::Shutdown;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use adit::lab::{Agent, Answer, Behaviour, Membership, MeshFile, Pod, Server, Side, ask, dial};
+use adit::lab::{Agent, Answer, Membership, MeshFile, Side, dial};
 use nix::sys::signal::Signal;
 
-use crate::stage::{End, SOON, Stage, Way, connect, end_of, fresh_port, index, talks, until};
+use crate::stage::{End, SOON, Stage, Way, connect, end_of, index, talks, until};
 
 #[test]
 fn an_agent_may_restart_and_its_new_list_counts() {
@@ -159,108 +157,4 @@ fn readiness_waits_for_the_agents_list() {
     stage.sessions.insert(0, session);
     stage.agents.insert(0, agent);
     talks(&stage.connect(Way::Tunnel)).unwrap();
-}
-
-/// Calls per caller before and after each change.
-const CALLS: usize = 30;
-
-#[test]
-fn a_new_process_takes_over_and_nobody_is_refused() {
-    let mut stage = Stage::tuned(|launch| launch.env("CONNECTION_TERMINATION_DEADLINE", "60s"));
-    let port = fresh_port();
-    let _server = Server::start(&stage.server, port, Behaviour::Respond).unwrap();
-    let _outside = Server::start(&stage.plain, port, Behaviour::Respond).unwrap();
-    let routes: Vec<(Way, Pod, Pod)> = Way::ALL
-        .into_iter()
-        .map(|way| {
-            let (from, to) = stage.ends(way);
-            (way, from.clone(), to.clone())
-        })
-        .collect();
-    let (over, calls) =
-        (AtomicBool::new(false), BTreeMap::from(Way::ALL.map(|way| (way as u8, AtomicUsize::new(0)))));
-    std::thread::scope(|scope| {
-        // Also when something fails here: the scope waits for the callers.
-        let _over = SetWhenDropped(&over);
-        let callers: Vec<_> = routes
-            .iter()
-            .map(|(way, from, to)| {
-                let (over, count) = (&over, &calls[&(*way as u8)]);
-                scope.spawn(move || -> Result<(), String> {
-                    while !over.load(Ordering::Relaxed) {
-                        let nth = count.load(Ordering::Relaxed);
-                        dial(from.netns(), to.at(port), SOON)
-                            .and_then(|stream| ask(&stream, "a call"))
-                            .map_err(|cause| format!("{way:?}, call {nth}: {cause}"))?;
-                        count.fetch_add(1, Ordering::Relaxed);
-                    }
-                    Ok(())
-                })
-            })
-            .collect();
-        let answered = || calls.values().map(|count| count.load(Ordering::Relaxed)).collect::<Vec<_>>();
-        // Callers that stopped said why; they are asked at the end.
-        let some_more = || {
-            let before = answered();
-            until("every caller is answered again", SOON, || {
-                let now = answered();
-                let all = before.iter().zip(&now).all(|(before, now)| *now >= before + CALLS);
-                if all || callers.iter().any(std::thread::ScopedJoinHandle::is_finished) {
-                    Ok(())
-                } else {
-                    Err(format!("{before:?} calls before, {now:?} now"))
-                }
-            });
-        };
-        let open: Vec<_> = Way::ALL.map(|way| stage.connect(way)).into();
-        some_more();
-        for side in Side::BOTH {
-            // In a cluster each process has a network namespace of its own; here they share the node's ports.
-            let launch = stage
-                .launch(side)
-                .env("ADIT_ADMIN_PORT", "16000")
-                .env("ADIT_STATS_PORT", "16020")
-                .env("ADIT_READINESS_PORT", "16021");
-            let proxy = launch.start(stage.world.node(side)).unwrap();
-            let session = stage.agents[index(side)].accept(SOON).unwrap();
-            session.snapshot([if side == Side::One { &stage.client } else { &stage.server }]).unwrap();
-            until("the new process is ready", SOON, || {
-                let reply = proxy.get(16021, "/healthz/ready", SOON).map_err(|cause| cause.story())?;
-                if reply.status == 200 { Ok(()) } else { Err(reply.body) }
-            });
-            some_more();
-            let mut old = std::mem::replace(&mut stage.proxies[index(side)], proxy);
-            stage.sessions[index(side)] = session;
-            old.signal(Signal::SIGTERM).unwrap();
-            some_more();
-            for (way, pair) in Way::ALL.iter().zip(&open) {
-                talks(pair).unwrap_or_else(|cause| panic!("{way:?}, opened before, {side} drains: {cause}"));
-            }
-            old.still_runs().unwrap();
-            // The old process is kept until the end: it carries what was opened before.
-            stage.proxies.push(old);
-        }
-        drop(open);
-        for proxy in stage.proxies.drain(2..) {
-            let mut proxy = proxy;
-            let status = proxy.wait(SOON).unwrap_or_else(|cause| {
-                panic!("{}; its last words:\n{}", cause.story(), proxy.log().last(20))
-            });
-            assert_eq!(status.code(), Some(0), "{}", proxy.log().last(20));
-        }
-        some_more();
-        over.store(true, Ordering::Relaxed);
-        let failures: Vec<String> =
-            callers.into_iter().filter_map(|caller| caller.join().unwrap().err()).collect();
-        assert!(failures.is_empty(), "calls failed: {failures:#?}");
-        println!("{:?} calls were answered meanwhile", answered());
-    });
-}
-
-struct SetWhenDropped<'a>(&'a AtomicBool);
-
-impl Drop for SetWhenDropped<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }

@@ -13,3 +13,4 @@ mod lifecycle;
 mod many;
 mod policy;
 mod stage;
+mod takeover;

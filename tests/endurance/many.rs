@@ -13,6 +13,7 @@ const IN_TUNNELS: usize = 200;
 /// Streams in one tunnel, unless configured otherwise.
 const PER_TUNNEL: usize = 100;
 const PLAINTEXT: u32 = 5000;
+const DIALLERS: u32 = 8;
 
 #[test]
 fn hundreds_of_connections_share_a_few_tunnels_and_thousands_share_one_source_address() {
@@ -79,12 +80,16 @@ fn five_thousand_from_one_address(stage: &Stage) {
                 .map(|nth| accept(&listener).unwrap_or_else(|cause| panic!("accepting guest {nth}: {cause}")))
                 .collect()
         });
-        let clients: Vec<TcpStream> = (0..PLAINTEXT)
-            .map(|nth| {
-                lab::dial(from.netns(), to.at(port), SOON)
-                    .unwrap_or_else(|cause| panic!("connection {nth}: {cause}"))
+        // Several dial at once, so that new client ports and the proxy's own choices interleave.
+        let dialling: Vec<_> = (0..DIALLERS)
+            .map(|_| {
+                scope.spawn(|| -> Vec<TcpStream> {
+                    let dial = |_| lab::dial(from.netns(), to.at(port), SOON).unwrap();
+                    (0..PLAINTEXT / DIALLERS).map(dial).collect()
+                })
             })
             .collect();
+        let clients: Vec<TcpStream> = dialling.into_iter().flat_map(|it| it.join().unwrap()).collect();
         (clients, accepting.join().unwrap())
     });
     println!("{} live plaintext connections from {} to port {port}", clients.len(), from.ipv4());
