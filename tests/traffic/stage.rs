@@ -123,6 +123,11 @@ impl Stage {
 
     /// Makes a pod's addresses unreachable: its node says so to whoever asks.
     pub fn cut_off(&self, pod: &str) {
+        for setting in ["ipv4/icmp_ratelimit", "ipv6/icmp/ratelimit"] {
+            let path = format!("/proc/sys/net/{setting}");
+            let node = self.world.node(self.pod(pod).side()).netns();
+            node.run(|| std::fs::write(&path, "0")).unwrap_or_else(|cause| panic!("{path}: {cause}"));
+        }
         self.reroute(pod, "unreachable");
     }
 
