@@ -165,7 +165,15 @@ impl Stream {
     /// Ends our side in order and insists that the other does so too.
     pub fn finish(mut self) {
         self.to.send_data(Bytes::new(), true).expect("the stream is open");
-        let more = run(async { self.from.data().await });
+        let more = run(async {
+            loop {
+                match self.from.data().await {
+                    // The frame that carries the end may be an empty one.
+                    Some(Ok(chunk)) if chunk.is_empty() => {}
+                    other => return other,
+                }
+            }
+        });
         assert!(more.is_none(), "after its end the stream still had: {more:?}");
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
 
 use adit::lab::{self, AccessLine, Pod, Position, Proxy, Side};
 
@@ -106,6 +107,26 @@ impl Before {
         }
     }
 
+    /// As of now, once every connection that was opened is closed and has its line.
+    pub fn when_idle(stage: &Stage) -> Self {
+        let deadline = Instant::now() + SOON;
+        loop {
+            let before = Self::now(stage);
+            let is_idle = |side: Side| {
+                let page = &before.page[side as usize];
+                let told = stage.proxy(side).access_log().since(Position::START);
+                let told = told.iter().filter(|line| line.message == "connection complete").count() as u64;
+                page.sum("istio_tcp_connections_opened_total") == told
+                    && page.sum("istio_tcp_connections_closed_total") == told
+            };
+            if Side::BOTH.into_iter().all(is_idle) {
+                return Self { log: Side::BOTH.map(|side| stage.proxy(side).log().position()), ..before };
+            }
+            assert!(Instant::now() < deadline, "connections stay open\n{}", stage.last_words());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// The first line of a connection's end since then, in `direction`, that is about a client at `client`.
     pub fn line(&self, stage: &Stage, side: Side, direction: &str, client: impl Into<Client>) -> AccessLine {
         let client = client.into();
@@ -114,6 +135,27 @@ impl Before {
         log.wait_for_since(self.log[side as usize], wanted, SOON).unwrap_or_else(|cause| {
             panic!("no {direction} line about {client:?}: {}\n{}", cause.story(), stage.last_words())
         })
+    }
+
+    /// The first `count` lines of connections' ends since then, in `direction`, about clients at `client`.
+    pub fn lines_of(
+        &self,
+        stage: &Stage,
+        side: Side,
+        direction: &str,
+        client: IpAddr,
+        count: usize,
+    ) -> Vec<AccessLine> {
+        let wanted = |line: &AccessLine| line.direction == direction && Client::At(client).is_in(line);
+        let log = stage.proxy(side).access_log();
+        let lines = log.wait_for_count(self.log[side as usize], count, wanted, SOON);
+        assert_eq!(
+            lines.len(),
+            count,
+            "{direction} lines about {client}: {lines:#?}\n{}",
+            stage.last_words()
+        );
+        lines
     }
 
     /// All ends of connections that `side` has told since then.
@@ -180,6 +222,10 @@ impl Page {
                 && (family.starts_with("istio_tcp_") || family == "adit_connections_refused_total")
         });
         Self(samples.collect())
+    }
+
+    fn sum(&self, family: &str) -> u64 {
+        self.0.iter().filter(|((name, _), _)| name == family).map(|(_, value)| value).sum()
     }
 
     fn since(&self, before: &Self) -> Vec<Moved> {

@@ -6,9 +6,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails right there")]
 
+mod applications;
 mod caller;
 mod evidence;
 mod matrix;
+mod program;
 mod refusals;
 mod retries;
 mod stage;

@@ -123,28 +123,34 @@ impl Stage {
 
     /// Makes a pod's addresses unreachable: its node says so to whoever asks.
     pub fn cut_off(&self, pod: &str) {
-        self.reroute(pod, "unreachable");
+        let node = self.world.node(self.pod(pod).side()).netns();
+        for setting in ["ipv4/icmp_ratelimit", "ipv6/icmp/ratelimit"] {
+            let path = format!("/proc/sys/net/{setting}");
+            node.run(|| std::fs::write(&path, "0")).unwrap_or_else(|cause| panic!("{path}: {cause}"));
+        }
+        self.forward(
+            pod,
+            &["REJECT", "--reject-with", "icmp-host-unreachable"],
+            &["REJECT", "--reject-with", "icmp6-addr-unreachable"],
+        );
     }
 
     /// Makes a pod's addresses swallow what is sent to them, as a NetworkPolicy does.
     pub fn swallow(&self, pod: &str) {
-        self.reroute(pod, "blackhole");
+        self.forward(pod, &["DROP"], &["DROP"]);
     }
 
-    fn reroute(&self, pod: &str, kind: &str) {
+    /// Gives a pod's node another way to treat packets for it, in either family.
+    fn forward(&self, pod: &str, ipv4: &[&str], ipv6: &[&str]) {
         let pod = self.pod(pod);
-        for destination in [format!("{}/32", pod.ipv4()), format!("{}/128", pod.ipv6())] {
-            let family = if destination.contains(':') { "-6" } else { "-4" };
-            let mut ip = Command::new("ip");
-            for step in ["del", "add"] {
-                let words: &[&str] = if step == "del" { &[] } else { &[kind] };
-                let output = self.world.node(pod.side()).netns().run(|| {
-                    ip = Command::new("ip");
-                    ip.args([family, "route", step]).args(words).arg(&destination).output()
-                });
-                let output = output.expect("ip can be started");
-                assert!(output.status.success(), "{ip:?}: {}", String::from_utf8_lossy(&output.stderr));
-            }
+        let targets =
+            [("iptables", pod.ipv4().to_string(), ipv4), ("ip6tables", pod.ipv6().to_string(), ipv6)];
+        for (program, address, target) in targets {
+            let mut command = Command::new(program);
+            command.args(["-w", "-I", "FORWARD", "-d", &address, "-j"]).args(target);
+            let output = self.world.node(pod.side()).netns().run(|| command.output());
+            let output = output.unwrap_or_else(|cause| panic!("{command:?}: {cause}"));
+            assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
         }
     }
 
