@@ -26,7 +26,7 @@ use crate::mesh::Handle;
 use crate::net::{Netns, socket};
 use crate::node::{self, PodInfo, Pods, StartError, Stop};
 use crate::telemetry::{self, Format, Levels, Proxies, Readiness, Registry};
-use crate::worker::{Fleet, Seed};
+use crate::worker::{Fleet, Observer, Seed};
 use crate::{admin, discovery, inbound, outbound, version};
 
 /// Threads of the handshake pool, and handshakes under way at a time.
@@ -162,7 +162,7 @@ impl Service {
         readiness.task("state manager").done();
         let pods_ready = readiness.task("workload proxy manager");
         let quit = Arc::new(Notify::new());
-        let servers = pages.serve(&readiness, &registry, levels, &mesh, &store, &quit);
+        let servers = pages.serve(&readiness, &registry, levels, &mesh, &store, &fleet.observer(), &quit);
 
         let pods = Running {
             fleet,
@@ -195,11 +195,9 @@ impl Service {
             }
             told.notify_one();
             match why {
-                // Asked twice from a keyboard, somebody wants it to end now.
-                "SIGINT" => {
-                    next_interrupt().await;
-                    std::process::exit(0);
-                }
+                // Asked twice from a keyboard, somebody wants it to end now: without the drain, but not without telling
+                // clients by a reset that they were cut short, which the kernel would not do for us.
+                "SIGINT" => next_interrupt().await,
                 _ => std::future::pending().await,
             }
         };
@@ -279,8 +277,12 @@ impl Pods for Running {
         let (pod, listeners) =
             Pod::listen(&info.uid, name, netns, self.sockets.clone()).map_err(StartError::Listen)?;
         let pod = Arc::new(pod);
-        let worker = self.fleet.serve(pod.clone(), listeners).await.map_err(StartError::Listen)?;
-        self.pods.borrow_mut().insert(info.uid, Served { pod, worker, certificate: None });
+        let worker = self.fleet.place();
+        // Noted before it is served: a start that fails or is dropped half way is followed by `stop`, which must find
+        // the listeners that the worker may have taken up.
+        let served = Served { pod: pod.clone(), worker, certificate: None };
+        self.pods.borrow_mut().insert(info.uid, served);
+        self.fleet.serve(worker, pod, listeners).await.map_err(StartError::Listen)?;
         self.claim_certificates();
         Ok(())
     }
@@ -290,7 +292,7 @@ impl Pods for Running {
             Stop::Cut => {
                 let served = self.pods.borrow_mut().remove(uid);
                 if let Some(served) = served {
-                    self.fleet.cut(&served.pod.uid, served.worker);
+                    self.fleet.cut(&served.pod, served.worker);
                 }
             }
             Stop::Drain => {
@@ -343,6 +345,7 @@ impl Pages {
         levels: Levels,
         mesh: &Handle,
         store: &Store,
+        workers: &Observer,
         quit: &Arc<Notify>,
     ) -> Vec<AbortHandle> {
         let mut servers = Vec::new();
@@ -354,10 +357,10 @@ impl Pages {
             servers.push(task.abort_handle());
         };
         for listener in self.console {
-            let (mesh, store, quit) = (mesh.clone(), store.clone(), quit.clone());
+            let (mesh, store, quit, workers) = (mesh.clone(), store.clone(), quit.clone(), workers.clone());
             let console = admin::Console {
                 levels: levels.clone(),
-                dump: Arc::new(move || admin::dump(&mesh.current(), &store)),
+                dump: Arc::new(move || admin::dump(&mesh.current(), &store, &workers)),
                 quit: Arc::new(move || quit.notify_one()),
             };
             serve(Box::pin(admin::console(listener, console)), "admin");

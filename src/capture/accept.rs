@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::ops::Deref;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
-use crate::net::socket::hear_no_more;
+use crate::net::socket::{hear_no_more, reset_on_close};
 use crate::net::{ClientAddr, watched};
 
 /// Pause after an accept error that is not the connection's own.
@@ -35,11 +36,39 @@ pub struct Acceptor {
 #[derive(Debug)]
 pub struct Accepted {
     /// The socket: non-blocking, not registered anywhere.
-    pub socket: TcpStream,
+    pub socket: Unanswered,
     /// The far end.
     pub client: ClientAddr,
     /// When it was accepted.
     pub at: Instant,
+}
+
+/// A client's socket on its way to whoever will carry it. Dropped on that way, whatever the reason, it is reset:
+/// a client that nobody answered shall not see an end in order.
+#[derive(Debug)]
+pub struct Unanswered(Option<TcpStream>);
+
+impl Unanswered {
+    /// The socket, for who carries it; how it ends is theirs from here on.
+    pub fn answer(mut self) -> TcpStream {
+        self.0.take().expect("only answer() takes the socket, and it takes self too")
+    }
+}
+
+impl Deref for Unanswered {
+    type Target = TcpStream;
+
+    fn deref(&self) -> &TcpStream {
+        self.0.as_ref().expect("only answer() takes the socket, and it takes self too")
+    }
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        if let Some(socket) = &self.0 {
+            reset_on_close(socket);
+        }
+    }
 }
 
 impl Acceptor {
@@ -74,6 +103,7 @@ impl Acceptor {
             };
             match accepted {
                 Ok((socket, addr)) => {
+                    let socket = Unanswered(Some(socket));
                     return Some(Accepted { socket, client: ClientAddr::new(addr), at: Instant::now() });
                 }
                 Err(cause) if is_about_one_connection(&cause) => {}
@@ -81,7 +111,8 @@ impl Acceptor {
                     tracing::warn!(%cause, "cannot accept; raise the limit of open files if this goes on");
                     if matches!(cause.raw_os_error(), Some(nix::libc::EMFILE | nix::libc::ENFILE)) {
                         self.reserve = None;
-                        drop(accept(self.listener.get_ref()));
+                        // Its client shall not take this for an end in order.
+                        drop(accept(self.listener.get_ref()).map(|(socket, _)| Unanswered(Some(socket))));
                         self.reserve = reserve();
                     }
                     tokio::time::sleep(PAUSE).await;
@@ -132,4 +163,49 @@ fn is_about_one_connection(cause: &io::Error) -> bool {
                 | EPROTO
         )
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+    use crate::net::socket;
+
+    #[tokio::test]
+    async fn a_client_that_nobody_answers_is_reset() {
+        let listener = socket::listen(&socket::Listen {
+            addr: "127.0.0.1:0".parse().unwrap(),
+            mark: None,
+            reuse_port: false,
+            transparent: socket::Transparent::Off,
+            congestion: None,
+        });
+        let listener = listener.unwrap().0;
+        let addr = listener.local_addr().unwrap();
+        let (_open, closing) = watch::channel(false);
+        let mut acceptor = Acceptor::new(listener, closing).unwrap();
+        let mut dropped = TcpStream::connect(addr).unwrap();
+        drop(acceptor.next().await);
+        assert_eq!(dropped.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+        let mut answered = TcpStream::connect(addr).unwrap();
+        drop(acceptor.next().await.unwrap().socket.answer());
+        assert_eq!(answered.read(&mut [0]).unwrap(), 0);
+    }
+    #[tokio::test]
+    async fn a_closing_listener_serves_who_has_connected_and_then_refuses() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let addr = listener.local_addr().unwrap();
+        let (close, closing) = watch::channel(false);
+        let mut acceptor = Acceptor::new(listener, closing).unwrap();
+        let waiting = TcpStream::connect(addr).unwrap();
+        close.send(true).unwrap();
+        let served = acceptor.next().await.unwrap();
+        assert_eq!(served.client.addr(), waiting.local_addr().unwrap());
+        assert!(acceptor.next().await.is_none());
+        drop(acceptor);
+        let refused = TcpStream::connect(addr).map(drop).map_err(|cause| cause.kind());
+        assert_eq!(refused, Err(io::ErrorKind::ConnectionRefused));
+    }
 }

@@ -104,6 +104,7 @@ pub const KNOWN: &[&str] = &[
     "SECRET_TTL",
     "COMPLIANCE_POLICY",
     "TLS12_ENABLED",
+    "CRL_PATH",
     "INPOD_UDS",
     "INPOD_PORT_REUSE",
     "PACKET_MARK",
@@ -158,6 +159,14 @@ pub fn load(source: &impl Source) -> Result<Config, Complaints> {
         env.or("SECRET_TTL", at_least(Duration::from_secs(60)), Duration::from_secs(86_400));
     let pqc_only = env.or("COMPLIANCE_POLICY", |text| Ok(text == "pqc"), false);
     let tls12 = env.or("TLS12_ENABLED", |text| Ok(text == "true"), false);
+
+    env.optional("CRL_PATH", |text| match text {
+        "" => Ok(()),
+        _ => {
+            Err("this version checks no revocation lists, and none must be ignored in silence; unset it"
+                .into())
+        }
+    });
 
     let agent_socket = env.or("INPOD_UDS", path, "/var/run/ztunnel/ztunnel.sock".into());
     let ipv6 = env.or("IPV6_ENABLED", read::flag, true);
@@ -404,6 +413,7 @@ mod tests {
             ("SECRET_TTL", "5s", "at least 60s"),
             ("UNKNOWN_POLICY", "maybe", "close or ignore"),
             ("ADIT_CA", "vault", "embedded"),
+            ("CRL_PATH", "/etc/crl.pem", "unset it"),
             ("ZTUNNEL_WORKER_THREADS", "-1", "0 for all cores"),
             ("KEEPALIVE_RETRIES", "128", "from 1 to 127"),
         ] {

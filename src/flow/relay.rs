@@ -7,7 +7,11 @@ use std::task::{Poll, Waker};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+use super::{Outcome, Seen, Side as Application};
 use crate::net::socket::{close_in_order, reset_on_close};
+
+#[cfg(test)]
+mod tests;
 
 /// One buffer's size: large enough that system calls do not dominate, small enough to stay in cache.
 const BUFFER: usize = 64 << 10;
@@ -34,6 +38,16 @@ pub enum Broken {
     Downstream(io::ErrorKind),
     /// The one who was dialled.
     Upstream(io::ErrorKind),
+}
+
+impl From<Broken> for Outcome {
+    fn from(broken: Broken) -> Self {
+        let by = match broken {
+            Broken::Downstream(_) => Application::Client,
+            Broken::Upstream(_) => Application::Server,
+        };
+        Self::Reset { by, seen: Seen::Socket }
+    }
 }
 
 /// Carries bytes both ways until both ends are done.
@@ -101,9 +115,13 @@ impl Sides<'_> {
                         return Ok(());
                     }
                     Ok(read) => {
-                        write_all(self.to, &buffer.0[..read])
-                            .await
-                            .map_err(|cause| Side::To(cause.kind()))?;
+                        tokio::select! {
+                            biased;
+                            written = write_all(self.to, &buffer.0[..read]) =>
+                                written.map_err(|cause| Side::To(cause.kind()))?,
+                            // While `to` takes nothing nobody reads `from`, so its reset must be looked for.
+                            kind = broken(self.from) => return Err(Side::From(kind)),
+                        }
                         delivered(read);
                         // One turn per full buffer, so that a busy connection does not hold up its worker.
                         tokio::task::consume_budget().await;
@@ -159,6 +177,11 @@ impl Fin {
 /// Ready when the far end of `socket` reset the connection after it had sent `fin`.
 pub async fn reset_after_fin(socket: &TcpStream, fin: &Fin) -> io::ErrorKind {
     fin.seen().await;
+    broken(socket).await
+}
+
+/// Ready when the connection of `socket` broke, for those who do not read from it.
+pub async fn broken(socket: &TcpStream) -> io::ErrorKind {
     if let Err(cause) = socket.ready(Interest::ERROR).await {
         return cause.kind();
     }

@@ -1,7 +1,8 @@
 //! What an eavesdropper on the wire sees: every packet between the nodes, counted and searched for secrets.
 //!
 //! One AF_PACKET socket in the wire's namespace and one thread that reads it (packet(7)). The bridge shows each
-//! frame several times; it is taken once, where it enters from a node.
+//! frame several times; it is taken once, where it enters from a node. [`Capture::inside`] listens to a pod's
+//! loopback instead, where its proxy hands connections to its applications.
 
 use std::collections::{HashMap, HashSet};
 use std::io::{self, IoSliceMut};
@@ -17,7 +18,8 @@ use nix::sys::socket::{ControlMessageOwned, LinkAddr, MsgFlags, recvmsg, setsock
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::error::Error;
-use super::world::World;
+use super::world::{Pod, World};
+use crate::net::Netns;
 
 /// `ETH_P_ALL`, `ETH_P_IP` and `ETH_P_IPV6` of linux/if_ether.h.
 const ETH_P_ALL: u16 = 0x0003;
@@ -80,14 +82,25 @@ impl Capture {
     /// # Errors
     /// The system's answer; the socket needs CAP_NET_RAW.
     pub fn start(world: &World, secrets: &[&str]) -> Result<Self, Error> {
-        let what = "capturing on the wire";
-        let socket = world.wire().run(open).map_err(Error::io(what))?;
-        let bridge = world
-            .wire()
-            .run(|| Ok(nix::net::if_::if_nametoindex("br0")?))
-            .map_err(Error::io("finding the bridge of the wire"))?;
+        let bridge = index_of(world.wire(), "br0")?;
+        Self::listen(world.wire(), secrets, Interfaces::AllBut(bridge))
+    }
+
+    /// Starts listening on the loopback of `pod`: what its proxy hands to its applications, and what the pod says
+    /// to itself.
+    ///
+    /// # Errors
+    /// As [`Capture::start`].
+    pub fn inside(pod: &Pod, secrets: &[&str]) -> Result<Self, Error> {
+        let loopback = index_of(pod.netns(), "lo")?;
+        Self::listen(pod.netns(), secrets, Interfaces::Only(loopback))
+    }
+
+    fn listen(netns: &Netns, secrets: &[&str], interfaces: Interfaces) -> Result<Self, Error> {
+        let what = "capturing packets";
+        let socket = netns.run(open).map_err(Error::io(what))?;
         let stop = Arc::new(AtomicBool::new(false));
-        let mut ear = Ear::new(secrets, usize::try_from(bridge).ok());
+        let mut ear = Ear::new(secrets, interfaces);
         let reader = std::thread::Builder::new()
             .name("lab-capture".to_owned())
             .spawn({
@@ -108,7 +121,7 @@ impl Capture {
         reader
             .join()
             .unwrap_or_else(|_| Err(io::Error::other("the capturing thread panicked")))
-            .map_err(Error::io("capturing on the wire"))
+            .map_err(Error::io("capturing packets"))
     }
 }
 
@@ -133,10 +146,38 @@ fn open() -> io::Result<Socket> {
     Ok(socket)
 }
 
+/// The number by which packets name the interface `name` of `netns`.
+fn index_of(netns: &Netns, name: &str) -> Result<usize, Error> {
+    netns
+        .run(|| {
+            let index = nix::net::if_::if_nametoindex(name)?;
+            usize::try_from(index).map_err(io::Error::other)
+        })
+        .map_err(Error::io(format!("finding the interface {name}")))
+}
+
+/// Where frames count.
+#[derive(Clone, Copy, Debug)]
+enum Interfaces {
+    /// Everywhere else: a bridge shows again what its ports have shown.
+    AllBut(usize),
+    /// Only there.
+    Only(usize),
+}
+
+impl Interfaces {
+    fn contain(self, index: usize) -> bool {
+        match self {
+            Self::AllBut(other) => index != other,
+            Self::Only(one) => index == one,
+        }
+    }
+}
+
 /// The thread's state: the report so far and what it needs to go on.
 struct Ear {
     report: WireReport,
-    bridge: Option<usize>,
+    interfaces: Interfaces,
     opened: HashSet<Flow>,
     secrets: Vec<Vec<u8>>,
     /// The last bytes of each direction of each connection, for secrets cut in two.
@@ -166,11 +207,11 @@ struct Segment<'a> {
 }
 
 impl Ear {
-    fn new(secrets: &[&str], bridge: Option<usize>) -> Self {
+    fn new(secrets: &[&str], interfaces: Interfaces) -> Self {
         let findings = secrets.iter().map(|it| Finding { secret: (*it).to_owned(), times: 0 }).collect();
         Self {
             report: WireReport { findings, ..WireReport::default() },
-            bridge,
+            interfaces,
             opened: HashSet::new(),
             secrets: secrets.iter().map(|it| it.as_bytes().to_vec()).collect(),
             tails: HashMap::new(),
@@ -214,7 +255,8 @@ impl Ear {
             self.report.lost += u64::from(lost.wrapping_sub(self.overflow));
             self.overflow = lost;
         }
-        let entering = from.is_some_and(|it| it.pkttype() != OUTGOING && Some(it.ifindex()) != self.bridge);
+        let entering =
+            from.is_some_and(|it| it.pkttype() != OUTGOING && self.interfaces.contain(it.ifindex()));
         if entering {
             // With MSG_TRUNC the length is the frame's, also where the buffer was too small for it.
             self.report.packets += 1;

@@ -1,0 +1,143 @@
+//! A service one of whose endpoints is dead: nobody notices.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use adit::lab::{Behaviour, Side};
+
+use super::evidence::{Before, First, Refused, exchange, refused};
+use super::stage::{Part, Stage, service};
+
+const RESPOND: u16 = 8080;
+const CLIENT: &str = "shop/client";
+const ALIVE: &str = "shop/alive";
+const PLAIN_ALIVE: &str = "legacy/alive";
+/// Connections per service: that chance never picks the dead endpoint first happens once in a million runs.
+const CONNECTIONS: usize = 20;
+
+/// What is wrong with each dead endpoint, the service it shares with a living one, and the words of its failure.
+const DEAD: [(&str, u8, &str, &str); 5] = [
+    // In the mesh and served, with no application on the port.
+    ("shop/silent", 1, ALIVE, "http status: 503"),
+    // In the mesh, and nobody serves it any more: its tunnel port refuses.
+    ("shop/unserved", 2, ALIVE, "io error: Connection refused"),
+    // In the mesh, and its address leads nowhere.
+    ("shop/lost", 3, ALIVE, "io error: No route to host"),
+    // Outside the mesh, and its port refuses.
+    ("legacy/closed", 4, PLAIN_ALIVE, "io error: Connection refused"),
+    // Outside the mesh, and its address leads nowhere.
+    ("legacy/lost", 5, PLAIN_ALIVE, "io error: No route to host"),
+];
+
+fn stage() -> Stage {
+    let cast = [
+        (Side::One, CLIENT, Part::Mesh),
+        (Side::Two, ALIVE, Part::Mesh),
+        (Side::Two, PLAIN_ALIVE, Part::Outside),
+        (Side::Two, "shop/silent", Part::Mesh),
+        (Side::Two, "shop/unserved", Part::Dead),
+        (Side::Two, "shop/lost", Part::Dead),
+        (Side::Two, "legacy/closed", Part::Outside),
+        (Side::Two, "legacy/lost", Part::Outside),
+    ];
+    let with_services = |mesh| {
+        DEAD.iter().fold(mesh, |mesh: adit::lab::MeshFile, (dead, last, alive, _)| {
+            mesh.service(service(&format!("{dead}-service"), *last, (80, RESPOND), &[dead, alive]))
+        })
+    };
+    let mut stage =
+        Stage::tuned(&cast, with_services, |launch| launch.env("RUST_LOG", "info,adit::outbound=debug"));
+    for pod in [ALIVE, PLAIN_ALIVE] {
+        stage.serve(pod, RESPOND, Behaviour::Respond);
+    }
+    for pod in ["shop/lost", "legacy/lost"] {
+        stage.cut_off(pod);
+    }
+    stage
+}
+
+#[test]
+fn of_a_service_with_a_dead_endpoint_every_connection_succeeds() {
+    let stage = stage();
+    for (dead, last, alive, words) in DEAD {
+        for vip in service("any/any", last, (80, RESPOND), &[]).addresses {
+            let to = SocketAddr::new(vip, 80);
+            let from = stage.proxy(Side::One).log().position();
+            for n in 0..CONNECTIONS {
+                let before = Before::now(&stage);
+                let done =
+                    exchange(&stage.pod(CLIENT), to, First::Client, "any of you").unwrap_or_else(|cause| {
+                        panic!("{dead}, {to}, connection {n}: {cause}\n{}", stage.last_words())
+                    });
+                assert_eq!(done.seen.ip(), done.local.ip(), "{dead}, {to}, connection {n}");
+                let line = before.line(&stage, Side::One, "outbound", done.local);
+                assert_eq!(line.error, None, "{dead}, {to}, connection {n}: {line:#?}");
+                let alive = stage.pod(alive);
+                assert_eq!(line.dst_workload.as_deref(), Some(alive.name()), "{dead}, {to}: {line:#?}");
+                assert_eq!((line.bytes_sent, line.bytes_recv), (Some(done.sent), Some(done.received)));
+                let one = before.lines(&stage, Side::One);
+                assert_eq!(one.len(), 1, "one connection, one line, however often it was tried: {one:#?}");
+            }
+            // The control: the dead one was among those that were tried.
+            let tried = stage.proxy(Side::One).log().since(from);
+            let tried: Vec<_> =
+                tried.iter().filter(|line| line.contains("trying another endpoint")).collect();
+            assert!(!tried.is_empty(), "{dead}, {to}: the dead endpoint was never tried");
+            assert!(
+                tried.iter().all(|line| line.contains(words)),
+                "{dead}, {to}: wanted {words}: {tried:#?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_dead_pod_that_was_dialled_by_its_own_address_is_told_as_dead() {
+    let stage = stage();
+    for (dead, _, _, words) in DEAD {
+        let pod = stage.pod(dead);
+        for to in [pod.at(RESPOND), pod.at_v6(RESPOND)] {
+            let before = Before::now(&stage);
+            let (end, local) = refused(&stage.pod(CLIENT), to, "are you there");
+            assert_eq!(end, Refused::Reset, "{dead} at {to}\n{}", stage.last_words());
+            let local = local.expect("its own node's proxy took the connection");
+            let line = before.line(&stage, Side::One, "outbound", local);
+            let error = line.error.clone().unwrap_or_default();
+            assert!(error.starts_with(words), "{dead} at {to}: {line:#?}");
+            assert_eq!(line.dst_workload.as_deref(), Some(pod.name()), "{line:#?}");
+            assert_eq!((line.bytes_sent, line.bytes_recv), (Some(0), Some(0)), "{line:#?}");
+        }
+    }
+}
+
+#[test]
+fn an_endpoint_that_never_answers_costs_a_connection_time_and_not_its_life() {
+    let cast = [
+        (Side::One, CLIENT, Part::Mesh),
+        (Side::Two, ALIVE, Part::Mesh),
+        (Side::Two, "shop/deaf", Part::Dead),
+    ];
+    let mut stage =
+        Stage::of(&cast, |mesh| mesh.service(service("shop/both", 1, (80, RESPOND), &[ALIVE, "shop/deaf"])));
+    stage.serve(ALIVE, RESPOND, Behaviour::Respond);
+    stage.swallow("shop/deaf");
+    let to = SocketAddr::new(service("any/any", 1, (80, RESPOND), &[]).addresses[0], 80);
+    // All at once: each may have to wait for the deadline of one attempt.
+    let slow = std::thread::scope(|scope| {
+        let dial = || {
+            let start = std::time::Instant::now();
+            let done = exchange(&stage.pod(CLIENT), to, First::Client, "any of you");
+            done.unwrap_or_else(|cause| panic!("{cause}\n{}", stage.last_words()));
+            start.elapsed()
+        };
+        let all: Vec<_> = (0..CONNECTIONS).map(|_| scope.spawn(dial)).collect();
+        all.into_iter()
+            .map(|it| it.join().expect("every connection succeeds"))
+            .filter(|it| *it > PATIENCE)
+            .count()
+    });
+    assert!(slow > 0, "the deaf endpoint was never tried");
+}
+
+/// Less than a proxy waits for an answer to SYN (5 s), more than any answer takes.
+const PATIENCE: Duration = Duration::from_secs(4);
