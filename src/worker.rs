@@ -45,12 +45,15 @@ pub struct Seed {
     pub replaced: Counter,
 }
 
+/// A pod and the tasks of its three listeners.
+type Serving = (Arc<Pod>, [Task<()>; 3]);
+
 /// One worker, on its thread.
 pub struct Worker {
     inbound: Rc<Inbound>,
     outbound: Rc<Outbound>,
     /// The listeners this worker serves, by pod UID.
-    serving: RefCell<HashMap<Arc<str>, (Arc<Pod>, [Task<()>; 3])>>,
+    serving: RefCell<HashMap<Arc<str>, Serving>>,
     stop: Notify,
     /// True once listeners shall close.
     closing: watch::Sender<bool>,
