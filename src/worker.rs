@@ -45,6 +45,9 @@ pub struct Seed {
     pub replaced: Counter,
 }
 
+/// A pod and the tasks of its three listeners.
+type Serving = (Arc<Pod>, [Task<()>; 3]);
+
 /// One worker, on its thread.
 pub struct Worker {
     inbound: Rc<Inbound>,

@@ -185,18 +185,14 @@ impl Inbound {
         let ticket = self.tunnels.enter(pod.clone());
         let client = accepted.client;
         let local = accepted.socket.local_addr();
-        let mut securing = Box::pin(self.secure(&pod, accepted));
-        let secured = loop {
-            tokio::select! {
-                secured = &mut securing => break secured,
-                end = ticket.cut() => match end {
-                    // Its first stream is on its way: the tunnel is told as soon as there is one.
-                    End::InOrder => {}
-                    End::Now => return,
-                },
-            }
+        let ended = async {
+            // A client that was let in hears of the drain on its tunnel, where it can tell that nothing was lost.
+            while let End::InOrder = ticket.cut().await {}
         };
-        drop(securing);
+        let secured = tokio::select! {
+            secured = self.secure(&pod, accepted) => secured,
+            () = ended => return,
+        };
         let secured = match secured {
             Ok(secured) => secured,
             Err((kind, why)) => {
@@ -236,8 +232,7 @@ impl Inbound {
         })
     }
 
-    /// One tunnel, on the worker that owns it. One that comes while the worker drains is told from the start to
-    /// bring no more streams than are on their way.
+    /// One tunnel, on the worker that owns it.
     async fn tunnel(self: Rc<Self>, pod: Arc<Pod>, secured: Secured) {
         if pod.has_ended() {
             return;
@@ -253,11 +248,9 @@ impl Inbound {
         let (drain, told) = oneshot::channel::<()>();
         let control = async {
             let mut drain = Some(drain);
-            if self.draining.get()
-                && let Some(drain) = drain.take()
-            {
-                // Nobody listens when serving is over, and then there is nothing to drain.
-                let _ = drain.send(());
+            if self.draining.get() {
+                // The receiver lives as long as this future.
+                let _ = drain.take().map(|drain| drain.send(()));
             }
             loop {
                 match ticket.cut().await {
