@@ -3,6 +3,8 @@
 # Optimised, and built in a fraction of the time of a release build: one set of artefacts serves everything here.
 PROFILE ?= quick
 CARGO ?= cargo
+# Where cargo puts what it built: the profile `dev` has a directory of another name.
+OUT = target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 
 # Tests make network namespaces, so their binaries run as root whoever builds them.
 ifneq ($(shell id -u),0)
@@ -23,7 +25,7 @@ help:
 demo:
 	@tools/setup.sh demo
 	@$(CARGO) build --quiet --profile $(PROFILE)
-	@target/$(PROFILE)/adit demo $(ARGS)
+	@$(OUT)/adit demo $(ARGS)
 
 test:
 	@tools/setup.sh test

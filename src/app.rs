@@ -47,7 +47,7 @@ pub enum Error {
     #[error(transparent)]
     Mesh(#[from] discovery::Error),
     /// The certificate authority's root cannot be used.
-    #[error("the embedded certificate authority")]
+    #[error("the embedded certificate authority cannot use its directory, ADIT_CA_DIR")]
     Root(#[from] RootError),
     /// This process lacks a right it needs.
     #[error("{what}; run as root with CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_NET_RAW")]
@@ -119,6 +119,12 @@ pub fn run(config: Config) -> Result<(), Error> {
         drain = ?config.drain,
         "starting"
     );
+    if config.dns_capture {
+        tracing::warn!(
+            "this version answers no DNS queries: pods whose DNS is redirected to port 15053 resolve nothing; turn it \
+             off with ambient.dnsCapture=false in the istio-cni chart, and set ISTIO_META_DNS_CAPTURE=false here"
+        );
+    }
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Thread)?;
     let stop_discovery = discovery.stopper();
@@ -156,7 +162,18 @@ impl Service {
         readiness.task("state manager").done();
         let pods_ready = readiness.task("workload proxy manager");
         let quit = Arc::new(Notify::new());
-        let servers = pages.serve(&readiness, &registry, levels, &mesh, &store, &quit);
+        let console = admin::Console {
+            levels,
+            dump: {
+                let (mesh, store, workers) = (mesh.clone(), store.clone(), fleet.observer());
+                Arc::new(move || admin::dump(&mesh.current(), &store, &workers))
+            },
+            quit: {
+                let quit = quit.clone();
+                Arc::new(move || quit.notify_one())
+            },
+        };
+        let servers = pages.serve(&readiness, &registry, &console);
 
         let pods = Running {
             fleet,
@@ -189,11 +206,9 @@ impl Service {
             }
             told.notify_one();
             match why {
-                // Asked twice from a keyboard, somebody wants it to end now.
-                "SIGINT" => {
-                    next_interrupt().await;
-                    std::process::exit(0);
-                }
+                // Asked twice from a keyboard, somebody wants it to end now: without the drain, but not without telling
+                // clients by a reset that they were cut short, which the kernel would not do for us.
+                "SIGINT" => next_interrupt().await,
                 _ => std::future::pending().await,
             }
         };
@@ -273,8 +288,12 @@ impl Pods for Running {
         let (pod, listeners) =
             Pod::listen(&info.uid, name, netns, self.sockets.clone()).map_err(StartError::Listen)?;
         let pod = Arc::new(pod);
-        let worker = self.fleet.serve(pod.clone(), listeners).await.map_err(StartError::Listen)?;
-        self.pods.borrow_mut().insert(info.uid, Served { pod, worker, certificate: None });
+        let worker = self.fleet.place();
+        // Noted before it is served: a start that fails or is dropped half way is followed by `stop`, which must find
+        // the listeners that the worker may have taken up.
+        let served = Served { pod: pod.clone(), worker, certificate: None };
+        self.pods.borrow_mut().insert(info.uid, served);
+        self.fleet.serve(worker, pod, listeners).await.map_err(StartError::Listen)?;
         self.claim_certificates();
         Ok(())
     }
@@ -284,11 +303,11 @@ impl Pods for Running {
             Stop::Cut => {
                 let served = self.pods.borrow_mut().remove(uid);
                 if let Some(served) = served {
-                    self.fleet.cut(&served.pod.uid, served.worker);
+                    self.fleet.cut(&served.pod, served.worker);
                 }
             }
             Stop::Drain => {
-                self.fleet.drain();
+                self.fleet.drain().await;
                 let end = Instant::now() + self.drain;
                 while self.fleet.carried() > 0 && Instant::now() < end {
                     tokio::time::sleep(DRAIN_POLL).await;
@@ -330,15 +349,7 @@ impl Pages {
         })
     }
 
-    fn serve(
-        self,
-        readiness: &Readiness,
-        registry: &Registry,
-        levels: Levels,
-        mesh: &Handle,
-        store: &Store,
-        quit: &Arc<Notify>,
-    ) -> Vec<AbortHandle> {
+    fn serve(self, readiness: &Readiness, registry: &Registry, console: &admin::Console) -> Vec<AbortHandle> {
         let mut servers = Vec::new();
         let mut serve = |server: Server, page: &'static str| {
             let task = tokio::task::spawn_local(async move {
@@ -348,13 +359,7 @@ impl Pages {
             servers.push(task.abort_handle());
         };
         for listener in self.console {
-            let (mesh, store, quit) = (mesh.clone(), store.clone(), quit.clone());
-            let console = admin::Console {
-                levels: levels.clone(),
-                dump: Arc::new(move || admin::dump(&mesh.current(), &store)),
-                quit: Arc::new(move || quit.notify_one()),
-            };
-            serve(Box::pin(admin::console(listener, console)), "admin");
+            serve(Box::pin(admin::console(listener, console.clone())), "admin");
         }
         serve(Box::pin(admin::stats(self.stats, registry.clone())), "metrics");
         serve(Box::pin(admin::readiness(self.readiness, readiness.clone())), "readiness");

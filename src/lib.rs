@@ -9,14 +9,14 @@
 //! lab · demo                           a two-node mesh on one machine
 //! config                               strings to typed values, once
 //! admin                                what operators see
-//! node                                 the pods of this node
+//! node · worker                        the pods of this node; the threads that carry their connections
 //! inbound · outbound                   one connection from start to end
 //! hbone                                tunnels
 //! capture · flow · discovery           sockets in a pod; what is kept of a connection; where state comes from
 //! mesh                                 workloads and services, an immutable snapshot
 //! policy                               rules, facts, verdicts
 //! identity                             names and their proof
-//! net · drain · telemetry              the kernel, the end, the numbers
+//! net · telemetry                      the kernel; the numbers and the lines
 //! ```
 
 pub mod admin;

@@ -3,16 +3,17 @@
 //! A pod's listeners are served by one worker; its connections may be owned by any. What reaches a worker from
 //! outside comes through its mailboxes. [`Fleet`] is the handle that the service thread holds on all of them.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
-use tokio::sync::{Notify, oneshot};
-use tokio::task::{AbortHandle, LocalSet};
+use tokio::sync::{Notify, oneshot, watch};
+use tokio::task::{JoinHandle as Task, LocalSet};
 
 use crate::capture::{Acceptor, Listeners, Pod};
 use crate::hbone::{Handshakes, Placement, WorkerId};
@@ -21,7 +22,7 @@ use crate::inbound::{self, Inbound};
 use crate::mesh;
 use crate::net::mailbox::{Mailbox, Post};
 use crate::outbound::{self, Outbound};
-use crate::telemetry::{Counter, Registry};
+use crate::telemetry::{Counter, Registry, Reporter};
 
 /// What every worker is given at its start.
 #[derive(Clone)]
@@ -49,10 +50,14 @@ pub struct Worker {
     inbound: Rc<Inbound>,
     outbound: Rc<Outbound>,
     /// The listeners this worker serves, by pod UID.
-    serving: RefCell<HashMap<Arc<str>, Vec<AbortHandle>>>,
+    serving: RefCell<HashMap<Arc<str>, Serving>>,
     stop: Notify,
-    draining: Cell<bool>,
+    /// True once listeners shall close.
+    closing: watch::Sender<bool>,
 }
+
+/// A pod and the tasks of its three listeners.
+type Serving = (Arc<Pod>, [Task<()>; 3]);
 
 /// All workers, seen from the service thread.
 pub struct Fleet {
@@ -86,27 +91,34 @@ impl Fleet {
         Ok(Self { post, placement: seed.placement.clone(), threads, pods })
     }
 
-    /// Has one worker serve a pod's listeners. Returns when they are being served, with the worker's number.
+    /// Gives a pod to the worker with the fewest. It counts as that worker's until [`Fleet::cut`].
+    pub fn place(&self) -> WorkerId {
+        let load = |worker: &usize| self.pods[*worker].load(Ordering::Relaxed);
+        let idlest = (0..self.pods.len()).min_by_key(load).unwrap_or(0);
+        self.pods[idlest].fetch_add(1, Ordering::Relaxed);
+        idlest
+    }
+
+    /// Has worker `on` serve a pod's listeners. Returns when they are being served.
+    ///
+    /// Cancel: they may be served all the same, until [`Fleet::cut`].
     ///
     /// # Errors
     /// The reactor's refusal to watch a listener; then none of them is served.
-    pub async fn serve(&self, pod: Arc<Pod>, listeners: Listeners) -> io::Result<WorkerId> {
-        let load = |worker: &usize| self.pods[*worker].load(Ordering::Relaxed);
-        let idlest = (0..self.pods.len()).min_by_key(load).unwrap_or(0);
+    pub async fn serve(&self, on: WorkerId, pod: Arc<Pod>, listeners: Listeners) -> io::Result<()> {
         let (tell, told) = oneshot::channel();
-        self.post.to(idlest, move |worker| {
-            // The asker only stops waiting when the process ends.
+        self.post.to(on, move |worker| {
+            // Who no longer waits for the answer cuts the pod.
             let _ = tell.send(worker.serve(pod, listeners));
         });
-        told.await.unwrap_or_else(|_| Err(io::Error::other("the worker is shutting down")))?;
-        self.pods[idlest].fetch_add(1, Ordering::Relaxed);
-        Ok(idlest)
+        told.await.unwrap_or_else(|_| Err(io::Error::other("the worker is shutting down")))
     }
 
-    /// Ends a pod at once: its listeners, which `on` serves, and its connections, wherever they are.
-    pub fn cut(&self, pod: &Arc<str>, on: WorkerId) {
+    /// Ends a pod at once: its listeners, which `on` serves or is about to, and its connections, wherever they are.
+    pub fn cut(&self, pod: &Pod, on: WorkerId) {
         self.pods[on].fetch_sub(1, Ordering::Relaxed);
-        let pod = pod.clone();
+        pod.end();
+        let pod = pod.uid.clone();
         self.post.to_all(move |worker: &Rc<Worker>| worker.cut(&pod));
     }
 
@@ -115,9 +127,30 @@ impl Fleet {
         self.post.to_all(|worker| worker.inbound.judge_again());
     }
 
-    /// Closes all listeners and tells peers to open no more streams; what is open runs on.
-    pub fn drain(&self) {
-        self.post.to_all(|worker| worker.drain());
+    /// Closes all listeners and tells peers to open no more streams; what is open runs on. Returns when the
+    /// listeners are closed and who had connected is being served.
+    pub async fn drain(&self) {
+        let mut drained = Vec::new();
+        for worker in 0..self.pods.len() {
+            let (tell, told) = oneshot::channel::<()>();
+            self.post.to(worker, move |worker| {
+                let (worker, listeners) = (worker.clone(), worker.close());
+                tokio::task::spawn_local(async move {
+                    for listener in listeners {
+                        // A cut pod's were aborted, which is an end too.
+                        let _ = listener.await;
+                    }
+                    // Only now: who is told to go elsewhere must not meet a listener that closes.
+                    worker.inbound.drain();
+                    drop(tell);
+                });
+            });
+            drained.push(told);
+        }
+        for told in drained {
+            // Dropped rather than sent, so that a worker that ends meanwhile counts as drained.
+            let _ = told.await;
+        }
     }
 
     /// Connections and tunnels that are still carried.
@@ -128,7 +161,9 @@ impl Fleet {
     /// Ends everything that is still open, and the workers.
     pub fn stop(self) {
         self.post.to_all(|worker| {
-            worker.drain();
+            for listener in worker.close() {
+                listener.abort();
+            }
             worker.inbound.cut_all();
             worker.outbound.cut_all();
             worker.stop.notify_one();
@@ -140,21 +175,51 @@ impl Fleet {
         }
     }
 
-    /// Asks every worker to describe its live connections; `show` runs on the workers.
-    pub async fn ask<R: Send + 'static>(
-        &self,
-        show: impl Fn(&Inbound, &Outbound) -> R + Send + Clone + 'static,
-    ) -> Vec<R> {
-        let mut answers = Vec::new();
-        for worker in 0..self.pods.len() {
+    /// Who can be asked what the workers carry, from any thread.
+    pub fn observer(&self) -> Observer {
+        Observer { post: self.post.clone(), workers: self.pods.len() }
+    }
+}
+
+/// Asks the workers what they carry, for operators.
+#[derive(Clone)]
+pub struct Observer {
+    post: Post<Worker>,
+    workers: usize,
+}
+
+/// One live connection as operators are shown it.
+#[derive(Clone, Debug)]
+pub struct Shown {
+    /// The pod it belongs to.
+    pub pod: Arc<Pod>,
+    /// From the mesh to the pod, or the other way.
+    pub reporter: Reporter,
+    /// Who dialled.
+    pub src: SocketAddr,
+    /// What was dialled, or for what it was asked; `None` where nobody said.
+    pub original_dst: Option<String>,
+    /// Where the bytes go.
+    pub actual_dst: SocketAddr,
+    /// Whether it came, or goes, through a tunnel.
+    pub tunnel: bool,
+}
+
+impl Observer {
+    /// The pods that are served, and every live connection. Waits for the workers one after another.
+    pub async fn look(&self) -> (Vec<Arc<Pod>>, Vec<Shown>) {
+        let (mut pods, mut connections) = (Vec::new(), Vec::new());
+        for worker in 0..self.workers {
             let (tell, told) = oneshot::channel();
-            let show = show.clone();
             self.post.to(worker, move |worker| {
-                let _ = tell.send(show(&worker.inbound, &worker.outbound));
+                // The asker only stops waiting when the process ends.
+                let _ = tell.send(worker.show());
             });
-            answers.extend(told.await);
+            let Ok((of_worker, carried)) = told.await else { continue };
+            pods.extend(of_worker);
+            connections.extend(carried);
         }
-        answers
+        (pods, connections)
     }
 }
 
@@ -192,7 +257,7 @@ async fn work(id: WorkerId, seed: Seed, to_inbound: Post<Inbound>, to_outbound: 
         outbound: outbound.clone(),
         serving: RefCell::default(),
         stop: Notify::new(),
-        draining: Cell::new(false),
+        closing: watch::Sender::new(false),
     });
     tokio::select! {
         () = mail.own.serve(worker.clone()) => {}
@@ -206,35 +271,59 @@ async fn work(id: WorkerId, seed: Seed, to_inbound: Post<Inbound>, to_outbound: 
 
 impl Worker {
     fn serve(&self, pod: Arc<Pod>, listeners: Listeners) -> io::Result<()> {
-        if self.draining.get() {
+        if *self.closing.borrow() {
             return Err(io::Error::other("the proxy is shutting down"));
         }
-        let outbound = Acceptor::new(listeners.outbound)?;
-        let plaintext = Acceptor::new(listeners.plaintext)?;
-        let tunnel = Acceptor::new(listeners.tunnel)?;
+        let outbound = Acceptor::new(listeners.outbound, self.closing.subscribe())?;
+        let plaintext = Acceptor::new(listeners.plaintext, self.closing.subscribe())?;
+        let tunnel = Acceptor::new(listeners.tunnel, self.closing.subscribe())?;
         let tasks = [
-            tokio::task::spawn_local(self.outbound.clone().serve(pod.clone(), outbound)).abort_handle(),
-            tokio::task::spawn_local(self.inbound.clone().serve_plaintext(pod.clone(), plaintext))
-                .abort_handle(),
-            tokio::task::spawn_local(self.inbound.clone().serve(pod.clone(), tunnel)).abort_handle(),
+            tokio::task::spawn_local(self.outbound.clone().serve(pod.clone(), outbound)),
+            tokio::task::spawn_local(self.inbound.clone().serve_plaintext(pod.clone(), plaintext)),
+            tokio::task::spawn_local(self.inbound.clone().serve(pod.clone(), tunnel)),
         ];
-        self.serving.borrow_mut().insert(pod.uid.clone(), tasks.into());
+        self.serving.borrow_mut().insert(pod.uid.clone(), (pod, tasks));
         Ok(())
     }
 
     fn cut(&self, pod: &Arc<str>) {
-        for listener in self.serving.borrow_mut().remove(pod).into_iter().flatten() {
-            listener.abort();
+        if let Some((_, listeners)) = self.serving.borrow_mut().remove(pod) {
+            listeners.iter().for_each(Task::abort);
         }
-        self.inbound.cut(pod);
-        self.outbound.cut(pod);
+        self.inbound.cut_ended();
+        self.outbound.cut_ended(pod);
     }
 
-    fn drain(&self) {
-        self.draining.set(true);
-        for listener in self.serving.borrow_mut().drain().flat_map(|(_, listeners)| listeners) {
-            listener.abort();
-        }
-        self.inbound.drain();
+    fn show(&self) -> (Vec<Arc<Pod>>, Vec<Shown>) {
+        let pods = self.serving.borrow().values().map(|(pod, _)| pod.clone()).collect();
+        let mut connections = Vec::new();
+        self.inbound.each(|subject| {
+            connections.push(Shown {
+                pod: subject.pod.clone(),
+                reporter: Reporter::Destination,
+                src: subject.facts.client.addr(),
+                original_dst: subject.asked.clone(),
+                actual_dst: subject.facts.target.addr(),
+                tunnel: subject.facts.source.is_some(),
+            });
+        });
+        self.outbound.each(|subject| {
+            let (actual_dst, tunnel) = subject.hop.get();
+            connections.push(Shown {
+                pod: subject.pod.clone(),
+                reporter: Reporter::Source,
+                src: subject.client.addr(),
+                original_dst: Some(subject.original.to_string()),
+                actual_dst,
+                tunnel,
+            });
+        });
+        (pods, connections)
+    }
+
+    /// Tells the listeners to close. Returns their tasks, which end when they are closed.
+    fn close(&self) -> Vec<Task<()>> {
+        self.closing.send_replace(true);
+        self.serving.borrow_mut().drain().flat_map(|(_, (_, listeners))| listeners).collect()
     }
 }

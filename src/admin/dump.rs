@@ -1,25 +1,31 @@
 //! The state of this node as JSON, in the shape that `istioctl ztunnel-config` reads.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value, json};
 
+use crate::capture::Pod;
 use crate::identity::Store;
 use crate::mesh::{
     GatewayAddress, Health, HealthPolicy, IpFamilies, LoadBalancerMode, NetworkMode, Ports, Protocol,
     Service, Snapshot, Visibility, Workload,
 };
 use crate::policy::Policy;
+use crate::telemetry::Reporter;
 use crate::version;
+use crate::worker::{Observer, Shown};
 
-/// Renders `mesh` and the certificates of `store`. Blocks until the certificate keeper has answered, so it must not
-/// run on the service thread.
+/// Renders `mesh`, the certificates of `store` and what the workers carry. Blocks until the certificate keeper and the
+/// workers have answered, so it must not run on one of their threads.
 ///
 /// # Errors
 /// A text for the operator when the answer of the keeper cannot be waited for.
-pub fn dump(mesh: &Snapshot, store: &Store) -> Result<String, String> {
+pub fn dump(mesh: &Snapshot, store: &Store, workers: &Observer) -> Result<String, String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()
         .map_err(|cause| format!("no runtime to wait for the certificates with: {cause}"))?;
     let certificates = runtime.block_on(store.snapshot());
+    let (pods, connections) = runtime.block_on(workers.look());
     let mut workloads: Vec<_> = mesh.all_workloads().collect();
     workloads.sort_by(|a, b| a.uid.cmp(&b.uid));
     let mut services: Vec<_> = mesh.all_services().collect();
@@ -32,6 +38,7 @@ pub fn dump(mesh: &Snapshot, store: &Store) -> Result<String, String> {
         "services": services.iter().map(|one| service(one, mesh)).collect::<Vec<_>>(),
         "policies": policies,
         "certificates": certificates,
+        "workloadState": workload_state(&pods, &connections),
         "version": { "version": version::VERSION, "cryptoProvider": "tls-aws-lc" },
     });
     serde_json::to_string_pretty(&whole).map_err(|cause| format!("the state cannot be rendered: {cause}"))
@@ -101,6 +108,34 @@ fn workload(workload: &Workload) -> Value {
     object.extend(listed(policies).map(|list| ("authorizationPolicies".to_owned(), list)));
     object.extend(listed(services).map(|list| ("services".to_owned(), list)));
     object.into()
+}
+
+/// The pods by uid, each with its live connections.
+fn workload_state(pods: &[Arc<Pod>], connections: &[Shown]) -> Value {
+    let of = |pod: &Pod, reporter| {
+        let shown = connections.iter().filter(|one| one.reporter == reporter && one.pod.uid == pod.uid);
+        let shown = shown.map(|one| {
+            json!({
+                "src": one.src.to_string(),
+                "originalDst": one.original_dst,
+                "actualDst": one.actual_dst.to_string(),
+                "protocol": if one.tunnel { "HBONE" } else { "TCP" },
+            })
+        });
+        shown.collect::<Vec<_>>()
+    };
+    let entries = pods.iter().map(|pod| {
+        let value = json!({
+            "state": "Up",
+            "info": { "name": pod.name, "namespace": pod.namespace, "serviceAccount": pod.service_account },
+            "connections": {
+                "inbound": of(pod, Reporter::Destination),
+                "outbound": of(pod, Reporter::Source),
+            },
+        });
+        (pod.uid.to_string(), value)
+    });
+    entries.collect::<Map<_, _>>().into()
 }
 
 fn service(service: &Service, mesh: &Snapshot) -> Value {

@@ -2,14 +2,15 @@
 //!
 //! Three listeners exist per pod, made inside the pod's network namespace and served by one worker. Accepted
 //! descriptors stay raw, in no reactor, until it is known which worker will own the connection. What happens to a
-//! connection is decided by [`crate::outbound`] and [`crate::inbound`].
+//! connection is decided by [`crate::outbound`] and [`crate::inbound`]. Source ports that are chosen in a client's
+//! name: `docs/decisions/0003-spoofed-source-ports.md`.
 
 mod accept;
 mod pod;
 pub mod rules;
 mod spoof;
 
-pub use accept::{Accepted, Acceptor};
+pub use accept::{Accepted, Acceptor, Unanswered};
 pub use pod::{Config, Listeners, Pod};
 pub use spoof::{Downstream, SpoofError, Spoofed, connected};
 

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::spoof::Downstreams;
 use super::{OUTBOUND_PORT, PLAINTEXT_PORT, TUNNEL_PORT};
@@ -44,6 +45,7 @@ pub struct Pod {
     /// Congestion control for sockets towards the pod's own applications, where the system's is unfit for that.
     pub(super) congestion: Option<&'static str>,
     pub(super) downstreams: Downstreams,
+    ended: AtomicBool,
 }
 
 /// A pod's listeners, bound and listening, in no reactor.
@@ -99,8 +101,20 @@ impl Pod {
             source,
             congestion,
             downstreams: Downstreams::default(),
+            ended: AtomicBool::new(false),
         };
         Ok((pod, listeners))
+    }
+
+    /// The pod is served no more. Comes before the workers are told to cut what they have of it: what reaches a
+    /// worker after that looks at [`Pod::has_ended`].
+    pub fn end(&self) {
+        self.ended.store(true, Ordering::Release);
+    }
+
+    /// Whether the pod is served no more, so that nothing new may be begun for it.
+    pub fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
     }
 
     /// A socket in the pod's namespace that will dial `to`, not yet bound.

@@ -1,8 +1,7 @@
 //! The rules that bring a pod's traffic to the proxy: REDIRECT inside the pod's own network namespace.
 //!
-//! In a cluster the CNI's node agent installs them, and this room only checks that they are there; where no
-//! agent runs, it installs and removes them. One [`Rules`] value describes one pod. [`plan`] says what should
-//! be there, as a pure function; [`state`] reads what is there; the difference is a list of [`Deviation`]s,
+//! In a cluster the CNI's node agent installs them; where none runs, as in the lab, this does. One [`Rules`] value describes one pod. `plan.rs` says what should
+//! be there, as a pure function; `state.rs` reads what is there; the difference is a list of [`Deviation`]s,
 //! and [`Rules::install`] mends exactly that difference, each table in one transaction, so that mending
 //! never opens a gap through which a packet leaves uncaptured.
 //!

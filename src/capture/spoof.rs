@@ -8,7 +8,8 @@
 //! `bind` before `connect` picks from the odd half of the range first, `connect` alone from the even half, so
 //! clients and this proxy rarely meet.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,13 +25,29 @@ use crate::net::{ClientAddr, OriginalDst, TargetAddr};
 /// Ports tried before a client's address counts as used up.
 const TRIES: usize = 32;
 
-/// The live plaintext downstreams of one pod: (client address, dialled address). Bounded by the open sockets.
+/// The live plaintext downstreams of one pod: how many there are by (client address, dialled address). Bounded by the
+/// open sockets.
+///
+/// More than one while a client that was reset comes again from the same port before we have noticed its first end.
 #[derive(Debug, Default)]
-pub(super) struct Downstreams(Mutex<HashSet<(SocketAddr, SocketAddr)>>);
+pub(super) struct Downstreams(Mutex<HashMap<(SocketAddr, SocketAddr), usize>>);
 
 impl Downstreams {
     fn has(&self, client: SocketAddr, target: SocketAddr) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&(client, target))
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&(client, target))
+    }
+
+    fn enter(&self, key: (SocketAddr, SocketAddr)) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default() += 1;
+    }
+
+    fn leave(&self, key: (SocketAddr, SocketAddr)) {
+        if let Entry::Occupied(mut held) = self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(key) {
+            match held.get_mut() {
+                1 => drop(held.remove()),
+                more => *more -= 1,
+            }
+        }
     }
 }
 
@@ -45,14 +62,14 @@ impl Downstream {
     /// Notes that `client` has a connection to `dst` in `pod`.
     pub fn enter(pod: &Arc<Pod>, client: ClientAddr, dst: OriginalDst) -> Self {
         let key = (client.addr(), dst.addr());
-        pod.downstreams.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key);
+        pod.downstreams.enter(key);
         Self { pod: pod.clone(), key }
     }
 }
 
 impl Drop for Downstream {
     fn drop(&mut self) {
-        self.pod.downstreams.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+        self.pod.downstreams.leave(self.key);
     }
 }
 
@@ -194,5 +211,22 @@ impl Pod {
             }
         }
         Err(SpoofError::NoPort { client, to })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_is_taken_until_its_last_connection_has_ended() {
+        let downstreams = Downstreams::default();
+        let key @ (client, target) = ("10.0.0.5:40001".parse().unwrap(), "10.0.0.9:80".parse().unwrap());
+        downstreams.enter(key);
+        downstreams.enter(key);
+        downstreams.leave(key);
+        assert!(downstreams.has(client, target));
+        downstreams.leave(key);
+        assert!(!downstreams.has(client, target));
     }
 }

@@ -55,6 +55,8 @@ pub struct Config {
     /// How long connections may run on after the order to stop
     /// (`CONNECTION_TERMINATION_DEADLINE`, `TERMINATION_GRACE_PERIOD_SECONDS`).
     pub drain: Duration,
+    /// Whether the pods' DNS is captured (`ISTIO_META_DNS_CAPTURE`), which this version does not answer.
+    pub dns_capture: bool,
     /// Log filter (`RUST_LOG`).
     pub log_filter: String,
     /// One JSON object per log line (`LOG_FORMAT=json`).
@@ -102,6 +104,7 @@ pub const KNOWN: &[&str] = &[
     "SECRET_TTL",
     "COMPLIANCE_POLICY",
     "TLS12_ENABLED",
+    "CRL_PATH",
     "INPOD_UDS",
     "INPOD_PORT_REUSE",
     "PACKET_MARK",
@@ -122,6 +125,7 @@ pub const KNOWN: &[&str] = &[
     "ZTUNNEL_RESOURCE_CPU_REQUEST",
     "ENABLE_RESPONSE_BAGGAGE",
     "UNKNOWN_POLICY",
+    "ISTIO_META_DNS_CAPTURE",
     "CONNECTION_TERMINATION_DEADLINE",
     "TERMINATION_GRACE_PERIOD_SECONDS",
     "RUST_LOG",
@@ -156,6 +160,14 @@ pub fn load(source: &impl Source) -> Result<Config, Complaints> {
     let pqc_only = env.or("COMPLIANCE_POLICY", |text| Ok(text == "pqc"), false);
     let tls12 = env.or("TLS12_ENABLED", |text| Ok(text == "true"), false);
 
+    env.optional("CRL_PATH", |text| match text {
+        "" => Ok(()),
+        _ => {
+            Err("this version checks no revocation lists, and none must be ignored in silence; unset it"
+                .into())
+        }
+    });
+
     let agent_socket = env.or("INPOD_UDS", path, "/var/run/ztunnel/ztunnel.sock".into());
     let ipv6 = env.or("IPV6_ENABLED", read::flag, true);
     let mark = env.or("PACKET_MARK", read::number, 1337u32);
@@ -183,6 +195,7 @@ pub fn load(source: &impl Source) -> Result<Config, Complaints> {
         UnknownPolicy::Close,
     );
     let drain = drain(&mut env);
+    let dns_capture = env.or("ISTIO_META_DNS_CAPTURE", |text| Ok(text.eq_ignore_ascii_case("true")), true);
     let log_filter = env.or("RUST_LOG", read::any, "info".into());
     let log_json = env.or("LOG_FORMAT", |text| Ok(text == "json"), false);
     let admin_port = env.or("ADIT_ADMIN_PORT", read::port, 15000);
@@ -208,6 +221,7 @@ pub fn load(source: &impl Source) -> Result<Config, Complaints> {
             baggage,
             unknown_policy,
             drain,
+            dns_capture,
             log_filter,
             log_json,
             admin_port,
@@ -399,6 +413,7 @@ mod tests {
             ("SECRET_TTL", "5s", "at least 60s"),
             ("UNKNOWN_POLICY", "maybe", "close or ignore"),
             ("ADIT_CA", "vault", "embedded"),
+            ("CRL_PATH", "/etc/crl.pem", "unset it"),
             ("ZTUNNEL_WORKER_THREADS", "-1", "0 for all cores"),
             ("KEEPALIVE_RETRIES", "128", "from 1 to 127"),
         ] {

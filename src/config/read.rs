@@ -28,9 +28,9 @@ impl fmt::Display for Complaints {
 impl std::error::Error for Complaints {}
 
 impl<'a, S: Source> Reader<'a, S> {
-    /// Starts with no complaints.
+    /// Starts with the complaints about the source itself.
     pub fn new(source: &'a S) -> Self {
-        Self { source, complaints: Vec::new() }
+        Self { source, complaints: source.complaints() }
     }
 
     /// The value of `name`, or `None` when it is unset or wrong (which is then remembered).
@@ -99,9 +99,13 @@ pub fn port(text: &str) -> Result<u16, String> {
     }
 }
 
+/// No duration is longer: a hundred years.
+const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
+
 /// A duration: whole numbers with units (`1m30s`, `250ms`, `3m + 31`), a bare number being seconds.
 pub fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("write a duration such as 90s, 1m30s or 250ms, not {text:?}");
+    let wrong =
+        || format!("write a duration such as 90s, 1m30s or 250ms, of at most a hundred years, not {text:?}");
     let mut total = Duration::ZERO;
     let mut terms = 0;
     for part in text.split('+') {
@@ -119,7 +123,8 @@ pub fn duration(text: &str) -> Result<Duration, String> {
             terms += 1;
         }
     }
-    if terms == 0 { Err(wrong()) } else { Ok(total) }
+    // Points in time are computed from durations, and no clock goes further than this.
+    if terms == 0 || total > LONGEST { Err(wrong()) } else { Ok(total) }
 }
 
 fn unit(name: &str) -> Option<Duration> {

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use serde_saphyr::{MessageFormatter, UserMessageFormatter};
+
 /// A set of named texts.
 pub trait Source {
     /// The text of `name`, an environment variable's name.
@@ -10,6 +12,10 @@ pub trait Source {
     /// How a complaint names the place of `name`: the variable, or file and key.
     fn place(&self, name: &str) -> String {
         name.to_owned()
+    }
+    /// What is wrong with the source itself, one sentence each.
+    fn complaints(&self) -> Vec<String> {
+        Vec::new()
     }
 }
 
@@ -39,39 +45,50 @@ pub struct Layered<S> {
     above: S,
     file: String,
     values: BTreeMap<String, String>,
+    complaints: Vec<String>,
 }
 
 impl<S: Source> Layered<S> {
     /// Reads `path` under `above`. `known` are the names of all settings.
     ///
     /// # Errors
-    /// One sentence with the file's name: unreadable, not a mapping of keys to plain values, or a key that no
-    /// setting has.
+    /// One sentence with the file's name: unreadable, or no mapping. Keys that no setting has and values that are
+    /// not plain are told by [`Source::complaints`], together with what is wrong with the others.
     pub fn read(above: S, path: &Path, known: &[&str]) -> Result<Self, String> {
         let file = path.display().to_string();
         let text = std::fs::read_to_string(path).map_err(|cause| {
             format!("{file}: cannot be read: {cause}; check the path given with --config")
         })?;
-        let keys: BTreeMap<String, serde_json::Value> =
-            serde_saphyr::from_str(&text).map_err(|cause| format!("{file}: {cause}"))?;
-        let mut values = BTreeMap::new();
+        let options = serde_saphyr::options! { with_snippet: false };
+        let keys: BTreeMap<String, serde_json::Value> = serde_saphyr::from_str_with_options(&text, options)
+            .map_err(|cause| {
+            let place =
+                cause.location().map_or(String::new(), |at| format!(":{}:{}", at.line(), at.column()));
+            let what = UserMessageFormatter.format_message(cause.without_snippet());
+            format!("{file}{place}: {what}; write one `key: value` per line")
+        })?;
+        let mut names: Vec<String> = known.iter().map(|name| key_of(name)).collect();
+        names.sort_unstable();
+        let (mut values, mut complaints) = (BTreeMap::new(), Vec::new());
         for (key, value) in keys {
-            if !known.iter().any(|name| key_of(name) == key) {
-                let mut names: Vec<String> = known.iter().map(|name| key_of(name)).collect();
-                names.sort_unstable();
-                return Err(format!(
+            if !names.contains(&key) {
+                complaints.push(format!(
                     "{file}: no setting is called {key}; the settings are {}",
                     names.join(", ")
                 ));
+                continue;
             }
-            let value = match value {
-                serde_json::Value::String(text) => text,
-                plain @ (serde_json::Value::Bool(_) | serde_json::Value::Number(_)) => plain.to_string(),
-                other => return Err(format!("{file}: {key} is {other}, but a plain value is needed")),
-            };
-            values.insert(key, value);
+            match value {
+                serde_json::Value::String(text) => drop(values.insert(key, text)),
+                plain @ (serde_json::Value::Bool(_) | serde_json::Value::Number(_)) => {
+                    values.insert(key, plain.to_string());
+                }
+                other => {
+                    complaints.push(format!("{file}: {key} is {other}, but a plain value is needed"));
+                }
+            }
         }
-        Ok(Self { above, file, values })
+        Ok(Self { above, file, values, complaints })
     }
 }
 
@@ -86,6 +103,12 @@ impl<S: Source> Source for Layered<S> {
         } else {
             format!("{}: {}", self.file, key_of(name))
         }
+    }
+
+    fn complaints(&self) -> Vec<String> {
+        let mut all = self.above.complaints();
+        all.extend_from_slice(&self.complaints);
+        all
     }
 }
 
@@ -131,7 +154,9 @@ mod tests {
             [("nodename: x\n", "no setting is called nodename"), ("nodeName: [x]\n", "nodeName is [\"x\"]")]
         {
             std::fs::write(&path, text).unwrap();
-            let refused = Layered::read(Environment, &path, &["NODE_NAME"]).unwrap_err();
+            let source = Layered::read(BTreeMap::new(), &path, &["NODE_NAME"]).unwrap();
+            let refused = source.complaints().join("\n");
+            assert_eq!(source.text("NODE_NAME"), None);
             assert!(refused.contains(complaint) && refused.contains("adit.yaml"), "{refused}");
         }
     }

@@ -31,8 +31,10 @@ pub(super) struct File {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Workload {
+    #[serde(deserialize_with = "written")]
     pub(super) workload_ips: List<Text>,
     pub(super) namespace: Text,
+    #[serde(deserialize_with = "written")]
     pub(super) services: Pairs<Pairs<Text>>,
     pub(super) uid: Option<Text>,
     pub(super) name: Option<Text>,
@@ -74,9 +76,11 @@ pub(super) struct Service {
     pub(super) name: Text,
     pub(super) namespace: Text,
     pub(super) hostname: Text,
+    #[serde(deserialize_with = "written")]
     pub(super) vips: List<Text>,
     #[serde(default)]
     pub(super) cidr_vips: List<Cidr>,
+    #[serde(deserialize_with = "written")]
     pub(super) ports: Pairs<Text>,
     #[serde(default)]
     pub(super) endpoints: Pairs<Endpoint>,
@@ -136,6 +140,7 @@ pub(super) struct Cidr {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Endpoint {
     pub(super) workload_uid: Text,
+    #[serde(deserialize_with = "written")]
     pub(super) port: Pairs<Text>,
     pub(super) status: Text,
 }
@@ -143,6 +148,7 @@ pub(super) struct Endpoint {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct LoadBalancer {
+    #[serde(deserialize_with = "written")]
     pub(super) routing_preferences: List<Text>,
     pub(super) mode: Text,
     pub(super) health_policy: Text,
@@ -154,6 +160,12 @@ const NOTHING: &str = "this key has no value; write one (`[]` for an empty list,
 /// A value that must be there when its key is.
 fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
     Option::<T>::deserialize(deserializer)?.map(Some).ok_or_else(|| D::Error::custom(NOTHING))
+}
+
+/// A value whose key must be there. Without this a missing key would read as one without a value, and the complaint
+/// would not name it.
+fn written<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+    T::deserialize(deserializer)
 }
 
 /// A list that is written out.

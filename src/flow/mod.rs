@@ -1,7 +1,9 @@
 //! What both directions share about one connection: its record, its outcome, plaintext relaying.
 //!
 //! Opened by `outbound` or `inbound` once per connection, on the worker that owns it. A [`Record`] takes plain facts
-//! ([`Parties`]) and knows no tunnel and no policy; what they have to say at the end is an [`Outcome`].
+//! ([`Parties`]) and knows no tunnel and no policy; what they have to say at the end is an [`Outcome`]. How ends are
+//! passed on: `docs/decisions/0004-resets-stay-resets.md`; when a record opens:
+//! `docs/decisions/0005-when-a-record-opens.md`.
 
 mod baggage;
 mod describe;

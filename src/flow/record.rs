@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use tracing::Level;
 
+use super::relay::Meter;
 use super::{Baggage, Outcome, Stage, Timeline};
 use crate::identity::SpiffeId;
 use crate::net::ClientAddr;
@@ -265,6 +266,16 @@ impl Record {
                 "connection complete"
             ),
         }
+    }
+}
+
+impl Meter for Record {
+    fn to_upstream(&self, bytes: usize) {
+        self.received(bytes as u64);
+    }
+
+    fn to_downstream(&self, bytes: usize) {
+        self.sent(bytes as u64);
     }
 }
 

@@ -7,7 +7,11 @@ use std::task::{Poll, Waker};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-use crate::net::socket::reset_on_close;
+use super::{Outcome, Seen, Side as Application};
+use crate::net::socket::{close_in_order, reset_on_close};
+
+#[cfg(test)]
+mod tests;
 
 /// One buffer's size: large enough that system calls do not dominate, small enough to stay in cache.
 const BUFFER: usize = 64 << 10;
@@ -36,6 +40,16 @@ pub enum Broken {
     Upstream(io::ErrorKind),
 }
 
+impl From<Broken> for Outcome {
+    fn from(broken: Broken) -> Self {
+        let by = match broken {
+            Broken::Downstream(_) => Application::Client,
+            Broken::Upstream(_) => Application::Server,
+        };
+        Self::Reset { by, seen: Seen::Socket }
+    }
+}
+
 /// Carries bytes both ways until both ends are done.
 ///
 /// One end's close is passed on as a half-close, so a client that stops sending still hears the answer. One end's
@@ -43,46 +57,33 @@ pub enum Broken {
 ///
 /// - Memory: none while both ends are idle; one pooled 64 KiB buffer per direction while bytes move.
 /// - Errors: [`Broken`] names the end that failed; both ends are reset.
-/// - Cancel: dropping the future resets both ends; bytes in flight are lost.
+/// - Cancel: dropping the future resets both ends, and so does the death of the process; bytes in flight are lost.
 /// - Source: RFC 9293 §3.6.1.
 pub async fn relay(downstream: TcpStream, upstream: TcpStream, meter: &impl Meter) -> Result<(), Broken> {
-    let mut ends = Ends { downstream, upstream, clean: false };
+    // A reset is the end unless both were done: also when this is dropped, and when the process dies.
+    reset_on_close(&downstream);
+    reset_on_close(&upstream);
     let (down_fin, up_fin) = (Fin::default(), Fin::default());
     let request = async {
-        let sides =
-            Sides { from: &ends.downstream, to: &ends.upstream, from_fin: &down_fin, to_fin: &up_fin };
+        let sides = Sides { from: &downstream, to: &upstream, from_fin: &down_fin, to_fin: &up_fin };
         sides.carry(|bytes| meter.to_upstream(bytes)).await.map_err(|broken| match broken {
             Side::From(kind) => Broken::Downstream(kind),
             Side::To(kind) => Broken::Upstream(kind),
         })
     };
     let answer = async {
-        let sides =
-            Sides { from: &ends.upstream, to: &ends.downstream, from_fin: &up_fin, to_fin: &down_fin };
+        let sides = Sides { from: &upstream, to: &downstream, from_fin: &up_fin, to_fin: &down_fin };
         sides.carry(|bytes| meter.to_downstream(bytes)).await.map_err(|broken| match broken {
             Side::From(kind) => Broken::Upstream(kind),
             Side::To(kind) => Broken::Downstream(kind),
         })
     };
     let carried = tokio::try_join!(request, answer).map(drop);
-    ends.clean = carried.is_ok();
-    carried
-}
-
-/// Both sockets; dropped before their time they send RST, so that nothing cut short looks complete.
-struct Ends {
-    downstream: TcpStream,
-    upstream: TcpStream,
-    clean: bool,
-}
-
-impl Drop for Ends {
-    fn drop(&mut self) {
-        if !self.clean {
-            reset_on_close(&self.downstream);
-            reset_on_close(&self.upstream);
-        }
+    if carried.is_ok() {
+        close_in_order(&downstream);
+        close_in_order(&upstream);
     }
+    carried
 }
 
 enum Side {
@@ -114,9 +115,13 @@ impl Sides<'_> {
                         return Ok(());
                     }
                     Ok(read) => {
-                        write_all(self.to, &buffer.0[..read])
-                            .await
-                            .map_err(|cause| Side::To(cause.kind()))?;
+                        tokio::select! {
+                            biased;
+                            written = write_all(self.to, &buffer.0[..read]) =>
+                                written.map_err(|cause| Side::To(cause.kind()))?,
+                            // While `to` takes nothing nobody reads `from`, so its reset must be looked for.
+                            kind = broken(self.from) => return Err(Side::From(kind)),
+                        }
                         delivered(read);
                         // One turn per full buffer, so that a busy connection does not hold up its worker.
                         tokio::task::consume_budget().await;
@@ -172,6 +177,11 @@ impl Fin {
 /// Ready when the far end of `socket` reset the connection after it had sent `fin`.
 pub async fn reset_after_fin(socket: &TcpStream, fin: &Fin) -> io::ErrorKind {
     fin.seen().await;
+    broken(socket).await
+}
+
+/// Ready when the connection of `socket` broke, for those who do not read from it.
+pub async fn broken(socket: &TcpStream) -> io::ErrorKind {
     if let Err(cause) = socket.ready(Interest::ERROR).await {
         return cause.kind();
     }

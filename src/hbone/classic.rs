@@ -6,7 +6,8 @@
 use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use h2::client::{ResponseFuture, SendRequest};
@@ -23,9 +24,10 @@ use super::error::{HandshakeError, OpenError};
 use super::handshake::Secured;
 use super::transport::Transport;
 use super::{CONNECT_DEADLINE, Config, PREFACE_DEADLINE, keepalive};
-use crate::flow::relay::{Fin, reset_after_fin, write_all};
+use crate::flow::relay::{Fin, Meter, broken, reset_after_fin, write_all};
+use crate::flow::{Outcome, Seen, Side};
 use crate::identity::VerifiedPeer;
-use crate::net::socket::reset_on_close;
+use crate::net::socket::{close_in_order, reset_on_close};
 
 /// Largest header lists we accept: a server reads other people's requests, a client reads answers.
 const CLIENT_HEADER_LIST: u32 = 16 * 1024;
@@ -38,6 +40,8 @@ const SERVER_SEND_BUFFER: usize = 400 << 10;
 /// Chunks read from an application: small at first, larger once a read filled one.
 const FIRST_CHUNK: usize = 16 << 10;
 const LARGEST_CHUNK: usize = 256 << 10;
+/// How long a peer that no longer answers may take to take our GOAWAY.
+const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// One tunnel, as client. Lives on one worker; clones of its `Rc` are its users.
 pub struct Tunnel {
@@ -126,7 +130,7 @@ impl Tunnel {
                 return Err(OpenError::Status(response.status()));
             }
             let (parts, receive) = response.into_parts();
-            Ok(Opened { send, receive, headers: parts.headers, _count: Some(count) })
+            Ok(Opened { send, receive, headers: parts.headers, app: Side::Client, _count: Some(count) })
         };
         timeout(CONNECT_DEADLINE, opening).await.unwrap_or(Err(OpenError::Timeout(CONNECT_DEADLINE)))
     }
@@ -200,6 +204,9 @@ impl Server {
                 },
                 reason = &mut watch => {
                     self.connection.abrupt_shutdown(Reason::NO_ERROR);
+                    // Mostly it lies in the socket's buffer at once; a peer that takes nothing hears nothing.
+                    let closed = std::future::poll_fn(|cx| self.connection.poll_closed(cx));
+                    let _ = timeout(LAST_WORD, closed).await;
                     return Err(reason);
                 }
                 () = &mut drain, if !draining => {
@@ -228,10 +235,9 @@ impl Incoming {
         let mut response = Response::new(());
         *response.status_mut() = status;
         // The only error is a stream or tunnel that is gone already; then nobody waits for the answer.
-        //
-        // The rest of the request is not needed, and h2 says so by RST_STREAM(NO_ERROR) once we drop the stream
-        // (RFC 9113 §8.1). Saying it here would throw away the answer, which is still in the queue.
         let _ = self.respond.send_response(response, true);
+        // Dropping both halves queues RST_STREAM(NO_ERROR) behind the answer (RFC 9113 §8.1: the rest of the request
+        // is not needed). An explicit reset would take the answer's place.
     }
 
     /// Answers 200: from here on DATA frames are the connection's bytes.
@@ -245,7 +251,7 @@ impl Incoming {
             .send_response(response, false)
             .map_err(|cause| OpenError::Lost(cause.to_string()))?;
         let (parts, receive) = self.request.into_parts();
-        Ok(Opened { send, receive, headers: parts.headers, _count: None })
+        Ok(Opened { send, receive, headers: parts.headers, app: Side::Server, _count: None })
     }
 
     /// Ready when the peer took its request back.
@@ -259,6 +265,8 @@ pub struct Opened {
     send: SendStream<Bytes>,
     receive: RecvStream,
     headers: HeaderMap,
+    /// Which of the two applications is on this node.
+    app: Side,
     _count: Option<StreamCount>,
 }
 
@@ -275,12 +283,38 @@ pub enum Ended {
     TunnelLost(String),
 }
 
-/// Counts application bytes as they are delivered, in whichever direction.
-pub trait Meter {
-    /// Bytes from the application, handed to the tunnel.
-    fn app_sent(&self, bytes: usize);
-    /// Bytes from the tunnel, written to the application.
-    fn app_received(&self, bytes: usize);
+impl Ended {
+    /// The same, said of the two applications: `app` is the one on this node.
+    pub fn outcome(self, app: Side) -> Outcome {
+        match self {
+            Self::Complete => Outcome::Complete,
+            Self::AppReset(_) => Outcome::Reset { by: app, seen: Seen::Socket },
+            Self::PeerReset(reason) => Outcome::Reset { by: app.other(), seen: Seen::Stream(reason.into()) },
+            Self::TunnelLost(cause) => Outcome::TunnelLost(cause),
+        }
+    }
+}
+
+/// Counts for the application on this node.
+struct Counted<'a, M> {
+    app: Side,
+    meter: &'a M,
+}
+
+impl<M: Meter> Counted<'_, M> {
+    fn sent(&self, bytes: usize) {
+        match self.app {
+            Side::Client => self.meter.to_upstream(bytes),
+            Side::Server => self.meter.to_downstream(bytes),
+        }
+    }
+
+    fn received(&self, bytes: usize) {
+        match self.app {
+            Side::Client => self.meter.to_downstream(bytes),
+            Side::Server => self.meter.to_upstream(bytes),
+        }
+    }
 }
 
 impl Opened {
@@ -292,38 +326,41 @@ impl Opened {
     /// Carries bytes both ways until both ends are done.
     ///
     /// One end's close is passed on as a half-close. A reset of either end, and the death of the tunnel, reach
-    /// the other end as a reset: nothing that was cut short looks complete.
+    /// the other end as a reset: nothing that was cut short looks complete. What the peer sent before its reset is
+    /// written to the application first.
     ///
     /// - Memory: none of ours while both ends are idle; one chunk of 16 to 256 KiB while bytes move.
-    /// - Cancel: dropping the future resets both ends.
+    /// - Cancel: dropping the future resets both ends, and so does the death of the process.
     /// - Source: RFC 9113 §8.5, RFC 9293 §3.6.1.
     pub async fn carry(self, app: TcpStream, meter: &impl Meter) -> Ended {
-        let Self { mut send, mut receive, _count, .. } = self;
-        let app = Guarded { stream: app, clean: false };
+        let Self { mut send, mut receive, app: side, _count, .. } = self;
+        let meter = &Counted { app: side, meter };
+        // A reset is the end unless both were done: also when this is dropped, and when the process dies.
+        reset_on_close(&app);
         let app_fin = Fin::default();
         let ended = {
-            let to_tunnel = to_tunnel(&app.stream, &mut send, meter, &app_fin);
-            let to_app = to_app(&app.stream, &mut receive, meter, &app_fin);
+            let to_tunnel = to_tunnel(&app, &mut send, meter, &app_fin);
+            let to_app = to_app(&app, &mut receive, meter, &app_fin);
             tokio::pin!(to_tunnel, to_app);
             tokio::select! {
                 sent = &mut to_tunnel => match sent {
-                    // The peer wants no more of us, which is no error: whether it is one shows in what the peer
-                    // itself sent, END_STREAM or not.
-                    Ok(()) | Err(Ended::PeerReset(Reason::NO_ERROR)) => to_app.await,
-                    Err(ended) => Err(ended),
+                    // The peer, or the tunnel, takes no more. What the peer had said before is the application's
+                    // all the same, and whether that was all of it shows in its END_STREAM.
+                    Err(sent) if !matches!(sent, Ended::AppReset(_)) => {
+                        to_app.await.and(unless_unwanted(sent))
+                    }
+                    Err(reset) => Err(reset),
+                    Ok(()) => to_app.await,
                 },
                 received = &mut to_app => match received {
-                    Ok(()) => match to_tunnel.await {
-                        Err(Ended::PeerReset(Reason::NO_ERROR)) => Ok(()),
-                        sent => sent,
-                    },
+                    Ok(()) => to_tunnel.await.or_else(unless_unwanted),
                     Err(ended) => Err(ended),
                 },
             }
         };
         match ended {
             Ok(()) => {
-                app.finish();
+                close_in_order(&app);
                 Ended::Complete
             }
             Err(ended) => {
@@ -336,57 +373,51 @@ impl Opened {
     }
 }
 
-/// Makes an application socket that is dropped before its time send RST.
-struct Guarded {
-    stream: TcpStream,
-    clean: bool,
-}
-
-impl Guarded {
-    fn finish(mut self) {
-        self.clean = true;
-    }
-}
-
-impl Drop for Guarded {
-    fn drop(&mut self) {
-        if !self.clean {
-            reset_on_close(&self.stream);
-        }
-    }
-}
-
 async fn to_tunnel(
     app: &TcpStream,
     send: &mut SendStream<Bytes>,
-    meter: &impl Meter,
+    meter: &Counted<'_, impl Meter>,
     app_fin: &Fin,
 ) -> Result<(), Ended> {
     let mut chunk = FIRST_CHUNK;
     loop {
+        // Whoever waits holds none of the tunnel's window: what stays reserved here is missing to the other streams
+        // for as long as this application is silent.
+        send.reserve_capacity(0);
         // A reset may come while the application says nothing.
         tokio::select! {
             ready = app.readable() => ready.map_err(|cause| Ended::AppReset(cause.kind()))?,
             reset = std::future::poll_fn(|cx| send.poll_reset(cx)) => return Err(reset_while_sending(reset)),
         }
-        let room = capacity(send, chunk).await?;
+        let room = tokio::select! {
+            biased;
+            room = capacity(send, chunk) => room?,
+            // While the peer takes nothing nobody reads from the application, so its reset must be looked for.
+            kind = broken(app) => return Err(Ended::AppReset(kind)),
+        };
         let mut buffer = BytesMut::with_capacity(room);
         match app.try_read_buf(&mut buffer) {
             Ok(0) => {
                 app_fin.set();
-                return send.send_data(Bytes::new(), true).map_err(|cause| ended_by(&cause));
+                return send.send_data(Bytes::new(), true).map_err(|cause| lost_while_sending(send, &cause));
             }
             Ok(read) => {
                 if read == chunk && chunk < LARGEST_CHUNK {
                     chunk *= 4;
                 }
-                send.send_data(buffer.freeze(), false).map_err(|cause| ended_by(&cause))?;
-                meter.app_sent(read);
+                send.send_data(packed(buffer), false).map_err(|cause| lost_while_sending(send, &cause))?;
+                meter.sent(read);
             }
             Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => {}
             Err(cause) => return Err(Ended::AppReset(cause.kind())),
         }
     }
+}
+
+/// What was read, in a buffer of about its size: it may wait for the tunnel's socket, and limits count its bytes, not
+/// the memory it keeps.
+fn packed(read: BytesMut) -> Bytes {
+    if read.len() < read.capacity() / 4 { Bytes::copy_from_slice(&read) } else { read.freeze() }
 }
 
 /// Waits until the flow-control windows and our send buffer have room; at most `wanted`.
@@ -399,17 +430,15 @@ async fn capacity(send: &mut SendStream<Bytes>, wanted: usize) -> Result<usize, 
         }
         let granted = std::future::poll_fn(|cx| match send.poll_capacity(cx) {
             Poll::Ready(granted) => Poll::Ready(granted),
-            Poll::Pending => match send.poll_reset(cx) {
-                Poll::Ready(Ok(reason)) => Poll::Ready(Some(Err(reason.into()))),
-                Poll::Ready(Err(cause)) => Poll::Ready(Some(Err(cause))),
-                Poll::Pending => Poll::Pending,
-            },
+            Poll::Pending => {
+                send.poll_reset(cx).map(|reset| Some(Err(reset.map_or_else(|cause| cause, h2::Error::from))))
+            }
         })
         .await;
         match granted {
             Some(Ok(_)) => {}
-            Some(Err(cause)) => return Err(ended_by(&cause)),
-            None => return Err(Ended::TunnelLost("the stream closed while bytes were on their way".into())),
+            Some(Err(cause)) => return Err(lost_while_sending(send, &cause)),
+            None => return Err(lost_while_sending(send, &"the stream closed while bytes were on their way")),
         }
     }
 }
@@ -417,7 +446,7 @@ async fn capacity(send: &mut SendStream<Bytes>, wanted: usize) -> Result<usize, 
 async fn to_app(
     app: &TcpStream,
     receive: &mut RecvStream,
-    meter: &impl Meter,
+    meter: &Counted<'_, impl Meter>,
     app_fin: &Fin,
 ) -> Result<(), Ended> {
     loop {
@@ -430,7 +459,7 @@ async fn to_app(
             Some(Ok(data)) => {
                 let bytes = data.len();
                 write_all(app, &data).await.map_err(|cause| Ended::AppReset(cause.kind()))?;
-                meter.app_received(bytes);
+                meter.received(bytes);
                 // Credit only for what the application took.
                 receive.flow_control().release_capacity(bytes).map_err(|cause| ended_by(&cause))?;
             }
@@ -450,6 +479,20 @@ fn reset_while_sending(reset: Result<Reason, h2::Error>) -> Ended {
         Ok(reason) => Ended::PeerReset(reason),
         Err(cause) => ended_by(&cause),
     }
+}
+
+/// Why the stream took nothing more. A send that comes after the peer's reset only says that it is too late for
+/// one; the reset itself says why.
+fn lost_while_sending(send: &mut SendStream<Bytes>, cause: &dyn std::fmt::Display) -> Ended {
+    match send.poll_reset(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(reset) => reset_while_sending(reset),
+        Poll::Pending => Ended::TunnelLost(cause.to_string()),
+    }
+}
+
+/// RST_STREAM(NO_ERROR) from a peer that has finished its own side: it wants no more of us, and that is no error.
+fn unless_unwanted(sent: Ended) -> Result<(), Ended> {
+    if sent == Ended::PeerReset(Reason::NO_ERROR) { Ok(()) } else { Err(sent) }
 }
 
 fn ended_by(cause: &h2::Error) -> Ended {
@@ -473,3 +516,6 @@ impl Drop for StreamCount {
         self.0.set(self.0.get() - 1);
     }
 }
+
+#[cfg(test)]
+mod tests;

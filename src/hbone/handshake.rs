@@ -39,7 +39,9 @@ pub struct Handshakes {
 struct Inner {
     threads: Vec<mpsc::UnboundedSender<Job>>,
     next: AtomicUsize,
-    under_way: AtomicUsize,
+    /// Each role has its own count: strangers that begin handshakes and do not finish them keep no pod from dialling.
+    accepting: AtomicUsize,
+    connecting: AtomicUsize,
     limit: usize,
 }
 
@@ -77,7 +79,8 @@ pub struct DialPlan {
 }
 
 impl Handshakes {
-    /// Starts `threads` threads that do at most `limit` handshakes at a time, all together.
+    /// Starts `threads` threads that do at most `limit` handshakes at a time in each role, all
+    /// together.
     ///
     /// The threads end when the last handle is dropped.
     pub fn start(threads: usize, limit: usize) -> io::Result<(Self, Vec<JoinHandle<()>>)> {
@@ -93,27 +96,31 @@ impl Handshakes {
             senders.push(sender);
             handles.push(thread);
         }
-        let inner =
-            Inner { threads: senders, next: AtomicUsize::new(0), under_way: AtomicUsize::new(0), limit };
+        let none = AtomicUsize::default;
+        let inner = Inner { threads: senders, next: none(), accepting: none(), connecting: none(), limit };
         Ok((Self { inner: Arc::new(inner) }, handles))
     }
 
     /// Answers a client's handshake on an accepted connection.
     pub async fn accept(&self, tcp: StdStream, config: Arc<ServerConfig>) -> Result<Secured, HandshakeError> {
-        self.run(move || accept(tcp, config)).await
+        self.run(|inner| &inner.accepting, move || accept(tcp, config)).await
     }
 
     /// Connects and starts a handshake as client.
     pub async fn connect(&self, plan: DialPlan) -> Result<Secured, HandshakeError> {
-        self.run(move || connect(plan)).await
+        self.run(|inner| &inner.connecting, move || connect(plan)).await
     }
 
-    async fn run<F>(&self, job: impl FnOnce() -> F + Send + 'static) -> Result<Secured, HandshakeError>
+    async fn run<F>(
+        &self,
+        count: Count,
+        job: impl FnOnce() -> F + Send + 'static,
+    ) -> Result<Secured, HandshakeError>
     where
         F: Future<Output = Result<Secured, HandshakeError>> + 'static,
     {
         let inner = &self.inner;
-        let slot = Slot::take(inner.clone()).ok_or(HandshakeError::Busy(inner.limit))?;
+        let slot = Slot::take(inner.clone(), count).ok_or(HandshakeError::Busy(inner.limit))?;
         let (reply, answer) = oneshot::channel();
         let n = inner.next.fetch_add(1, Ordering::Relaxed) % inner.threads.len();
         let job: Job = Box::new(move || {
@@ -132,20 +139,26 @@ impl Handshakes {
     }
 }
 
-/// One handshake's share of the budget; given back when it ends, however it ends.
-struct Slot(Arc<Inner>);
+/// The count of one role.
+type Count = fn(&Inner) -> &AtomicUsize;
+
+/// One handshake's share of its role's budget; given back when it ends, however it ends.
+struct Slot {
+    inner: Arc<Inner>,
+    count: Count,
+}
 
 impl Slot {
-    fn take(inner: Arc<Inner>) -> Option<Self> {
-        let slot = Self(inner);
+    fn take(inner: Arc<Inner>, count: Count) -> Option<Self> {
+        let slot = Self { inner, count };
         // Counted first, then compared: two takers of the last place cannot both get it.
-        (slot.0.under_way.fetch_add(1, Ordering::Relaxed) < slot.0.limit).then_some(slot)
+        (count(&slot.inner).fetch_add(1, Ordering::Relaxed) < slot.inner.limit).then_some(slot)
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.0.under_way.fetch_sub(1, Ordering::Relaxed);
+        (self.count)(&self.inner).fetch_sub(1, Ordering::Relaxed);
     }
 }
 

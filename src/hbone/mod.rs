@@ -3,7 +3,9 @@
 //! A tunnel is one TLS connection between two proxies; any number of application connections of the same key
 //! (see [`TunnelKey`]) share it. Handshakes happen on their own small [`Handshakes`] pool and the finished
 //! connection moves to the worker that will own it, where it stays. Who may talk to whom is not decided here:
-//! [`crate::outbound`] says where a tunnel goes and whom to expect, [`crate::inbound`] judges each stream.
+//! [`crate::outbound`] says where a tunnel goes and whom to expect, [`crate::inbound`] judges each stream. What shares
+//! a tunnel and where it lives: `docs/decisions/0001-tunnels-per-source-pod.md`; how ends are passed on:
+//! `docs/decisions/0004-resets-stay-resets.md`.
 //!
 //! The seam of the data path is [`Tunnel::open`] and [`Incoming::accept`], which both yield an [`Opened`], and
 //! [`Opened::carry`]: nobody outside this room reads or writes tunnel bytes. Behind it stands the *classic*
@@ -23,11 +25,11 @@ mod pool;
 mod tests;
 mod transport;
 
-pub use classic::{Ended, Incoming, Meter, Opened, Server, Tunnel};
+pub use classic::{Ended, Incoming, Opened, Server, Tunnel};
 pub use connect::{ConnectRequest, TraceIds};
 pub use error::{HandshakeError, OpenError};
 pub use handshake::{DialPlan, Handshakes, Secured, Stamps};
-pub use pool::{Acquired, Placement, Pool, TunnelKey, WorkerId};
+pub use pool::{Acquired, Carried, Placement, Pool, TunnelKey, WorkerId};
 
 /// HTTP/2 parameters of both roles and the limits of the pool.
 #[derive(Clone, Debug)]

@@ -1,1 +1,225 @@
-//! Both roles against each other over loopback.
+//! Both roles over loopback, with real certificates: against each other, and against a peer that writes its frames
+//! by hand (`raw.rs`) and so does what no library would.
+
+mod carry;
+mod open;
+mod pool;
+mod raw;
+mod wire;
+
+use std::cell::Cell;
+use std::net::{SocketAddr, TcpListener, TcpStream as StdStream};
+use std::process::Command;
+use std::rc::Rc;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use rustls::{ClientConfig, ServerConfig};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::task::{JoinHandle, LocalSet, spawn_local};
+
+use super::*;
+use crate::capture::{self, Pod};
+use crate::flow::relay::Meter;
+use crate::identity::{Authority, Clock, Credentials, EmbeddedCa, SpiffeId, Tls, TlsPolicy};
+use crate::net::Netns;
+use crate::net::socket::{Transparent, reset_on_close};
+
+const MIB: usize = 1 << 20;
+
+/// One pod with a loopback of its own, an authority, and the two proxies' certificates.
+struct Place {
+    pod: Arc<Pod>,
+    handshakes: Handshakes,
+    client: Arc<ClientConfig>,
+    server: Arc<ServerConfig>,
+}
+
+static PLACE: LazyLock<Place> = LazyLock::new(|| {
+    let netns = Netns::create().expect("tests run as root: making a network namespace needs CAP_SYS_ADMIN");
+    let up = netns.run(|| Command::new("ip").args(["link", "set", "lo", "up"]).status());
+    assert!(up.expect("the package iproute2 is installed").success());
+    let config = capture::Config {
+        mark: None,
+        reuse_port: false,
+        transparent: Transparent::Off,
+        ipv6: false,
+        keepalive: None,
+    };
+    let (pod, _) = Pod::listen("uid-1", ("shop", "web-1", "web"), Arc::new(netns), config).unwrap();
+    // Whoever asks first may be inside a runtime.
+    let (web, cart) = std::thread::spawn(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(certificates())
+    })
+    .join()
+    .unwrap();
+    let (handshakes, _) = Handshakes::start(1, 64).unwrap();
+    Place {
+        pod: Arc::new(pod),
+        handshakes,
+        client: web.client_config([id("cart")].into()),
+        server: cart.server_config(),
+    }
+});
+
+async fn certificates() -> (Credentials, Credentials) {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = EmbeddedCa::open(dir.path(), "cluster.local", Clock::system()).unwrap();
+    let policy = TlsPolicy::new(Tls::default(), Clock::system());
+    let issue = async |name| {
+        let issued = ca.issue(id(name), Duration::from_secs(3600)).await.unwrap();
+        Credentials::new(&id(name), issued, &policy).unwrap()
+    };
+    (issue("web").await, issue("cart").await)
+}
+
+fn id(name: &str) -> SpiffeId {
+    SpiffeId::new("cluster.local", "shop", name).unwrap()
+}
+
+fn config() -> Config {
+    Config {
+        stream_window: 4 << 20,
+        connection_window: 16 << 20,
+        frame_size: 1 << 20,
+        streams_per_tunnel: 100,
+        idle_release: Duration::from_secs(300),
+    }
+}
+
+fn request() -> ConnectRequest {
+    ConnectRequest {
+        authority: "10.0.1.9:8080".parse().unwrap(),
+        client: "10.0.0.5:40000".parse().unwrap(),
+        service: None,
+        baggage: String::new(),
+        trace: TraceIds { trace: 1, parent: 2 },
+    }
+}
+
+/// Runs one story on one worker's runtime, and fails it when it hangs.
+fn story(story: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    LocalSet::new().block_on(&runtime, async {
+        tokio::time::timeout(Duration::from_secs(120), story).await.expect("the story hangs");
+    });
+}
+
+/// A listener on the pod's loopback.
+fn listen() -> (TcpListener, SocketAddr) {
+    let listener = PLACE.pod.netns.run(|| TcpListener::bind("127.0.0.1:0")).unwrap();
+    let addr = listener.local_addr().unwrap();
+    (listener, addr)
+}
+
+fn plan(to: SocketAddr) -> DialPlan {
+    DialPlan { to, pod: PLACE.pod.clone(), config: PLACE.client.clone() }
+}
+
+async fn accept_tcp(listener: TcpListener) -> StdStream {
+    let (stream, _) = tokio::task::spawn_blocking(move || listener.accept()).await.unwrap().unwrap();
+    stream.set_nonblocking(true).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream
+}
+
+/// Both ends of one finished handshake, client first.
+async fn secured() -> (Secured, Secured) {
+    let (listener, addr) = listen();
+    let accept = async { PLACE.handshakes.accept(accept_tcp(listener).await, PLACE.server.clone()).await };
+    let (client, server) = tokio::join!(PLACE.handshakes.connect(plan(addr)), accept);
+    (client.unwrap(), server.unwrap())
+}
+
+/// A tunnel between two adits, and what arrives at its far end.
+struct Pair {
+    tunnel: Rc<Tunnel>,
+    incoming: UnboundedReceiver<Incoming>,
+    serving: JoinHandle<Result<(), String>>,
+    drain: Option<tokio::sync::oneshot::Sender<()>>,
+}
+
+async fn pair() -> Pair {
+    let (client, server) = secured().await;
+    let config = config();
+    let (tunnel, server) = tokio::join!(Tunnel::start(client, &config), Server::start(server, &config));
+    let (server, (arrived, incoming)) = (server.unwrap(), unbounded_channel());
+    let (drain, draining) = tokio::sync::oneshot::channel();
+    let each = move |stream| drop(arrived.send(stream));
+    let serving = spawn_local(server.serve(each, async { drop(draining.await) }));
+    Pair { tunnel: Rc::new(tunnel.unwrap()), incoming, serving, drain: Some(drain) }
+}
+
+impl Pair {
+    /// Opens one stream; both sides have it open afterwards.
+    async fn opened(&mut self) -> (Opened, Opened) {
+        let request = request();
+        let accept = async { self.incoming.recv().await.unwrap().accept(None).unwrap() };
+        let (near, far) = tokio::join!(self.tunnel.open(&request), accept);
+        (near.unwrap(), far)
+    }
+
+    /// Opens one stream with an application at each end.
+    async fn line(&mut self) -> Line {
+        let (near, far) = self.opened().await;
+        let (client, near) = carried(near).await;
+        let (server, far) = carried(far).await;
+        Line { client, server, near, far }
+    }
+}
+
+/// One connection from application to application.
+struct Line {
+    client: TcpStream,
+    server: TcpStream,
+    near: JoinHandle<(Ended, Counted)>,
+    far: JoinHandle<(Ended, Counted)>,
+}
+
+/// Carries `opened` for an application whose own end is returned.
+async fn carried(opened: Opened) -> (TcpStream, JoinHandle<(Ended, Counted)>) {
+    let (app, ours) = socket_pair().await;
+    let carrying = spawn_local(async move {
+        let counted = Counted::default();
+        (opened.carry(ours, &counted).await, counted)
+    });
+    (app, carrying)
+}
+
+async fn socket_pair() -> (TcpStream, TcpStream) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let dial = TcpStream::connect(listener.local_addr().unwrap());
+    let (app, accepted) = tokio::join!(dial, listener.accept());
+    (app.unwrap(), accepted.unwrap().0)
+}
+
+/// The application goes away without a word.
+fn reset(app: TcpStream) {
+    reset_on_close(&app);
+}
+
+#[derive(Debug, Default)]
+struct Counted {
+    upstream: Cell<usize>,
+    downstream: Cell<usize>,
+}
+
+impl Meter for Counted {
+    fn to_upstream(&self, bytes: usize) {
+        self.upstream.set(self.upstream.get() + bytes);
+    }
+
+    fn to_downstream(&self, bytes: usize) {
+        self.downstream.set(self.downstream.get() + bytes);
+    }
+}
+
+/// Bytes that a lost, doubled or moved piece would change.
+fn payload(seed: u64, length: usize) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut bytes = vec![0; length];
+    random.fill(&mut bytes);
+    bytes
+}

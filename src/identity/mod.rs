@@ -4,7 +4,7 @@
 //! service thread, asks an [`Authority`] and renews; data workers read the published [`Credentials`] without a
 //! lock. From credentials come the two TLS configurations of a tunnel, and from a finished handshake the
 //! [`VerifiedPeer`] that policy may rely on. What a peer may then do is for `policy`; how a tunnel is carried is
-//! for `hbone`.
+//! for `hbone`. The authority of our own: `docs/decisions/0006-embedded-authority.md`.
 //!
 //! ```text
 //! ca · root      an authority of our own, and the file its root lives in

@@ -18,6 +18,8 @@ pub type Judged = Live<Subject, Cut>;
 pub struct Subject {
     /// The pod it belongs to.
     pub pod: Arc<Pod>,
+    /// The pod's workload when the connection was admitted.
+    pub local: Arc<Workload>,
     /// What policy judges.
     pub facts: Facts,
     /// The host it was dialled as, for operators.
@@ -40,19 +42,14 @@ pub struct Admitted {
     allowance: Allowance,
 }
 
-/// Judges `subject` for `local`, the workload of its pod, and keeps watch over it if it is allowed.
+/// Judges `subject` for its workload, and keeps watch over it if it is allowed.
 ///
 /// `mesh` must be the latest snapshot: the connection is entered into `judged` here, and whoever publishes a later
 /// one has all that is entered judged again.
-pub fn admit(
-    judged: &Judged,
-    subject: Subject,
-    local: &Workload,
-    mesh: &Snapshot,
-) -> Result<Admitted, Denial> {
+pub fn admit(judged: &Judged, subject: Subject, mesh: &Snapshot) -> Result<Admitted, Denial> {
     let ticket = judged.enter(subject);
+    let Subject { local, facts, .. } = ticket.facts();
     let policies = mesh.policies(local);
-    let facts = &ticket.facts().facts;
     let verdict = policies.explain(facts, |note| {
         let policy = note.policy().map(tracing::field::display);
         tracing::debug!(target: "adit::policy", policy, "{note}");
@@ -65,18 +62,17 @@ pub fn admit(
 
 /// Judges all that is live again, after the mesh changed. Returns how many are told to end.
 ///
-/// A pod whose workload is not in the new snapshot keeps its connections: nothing says that they are wrong.
+/// A pod whose workload is not in the new snapshot is judged as the workload it was: its namespace's policies and
+/// the mesh's bind it still.
 pub fn judge_again(judged: &Judged, mesh: &Snapshot) -> usize {
-    let mut compiled: HashMap<Arc<str>, Option<Arc<PolicySet>>> = HashMap::new();
-    let compiled = RefCell::new(&mut compiled);
+    let compiled: RefCell<HashMap<*const Workload, Arc<PolicySet>>> = RefCell::default();
     judged.cut(|subject| {
         let pod = &subject.pod;
+        let now = mesh.local_workload(&pod.name, &pod.namespace, &pod.service_account);
+        let local = now.unwrap_or(&subject.local);
         let mut compiled = compiled.borrow_mut();
-        let policies = compiled.entry(pod.uid.clone()).or_insert_with(|| {
-            mesh.local_workload(&pod.name, &pod.namespace, &pod.service_account)
-                .map(|local| mesh.policies(local))
-        });
-        match policies.as_ref()?.judge(&subject.facts) {
+        let policies = compiled.entry(Arc::as_ptr(local)).or_insert_with(|| mesh.policies(local));
+        match policies.judge(&subject.facts) {
             Verdict::Allowed(_) => None,
             Verdict::Denied(denial) => {
                 let facts = &subject.facts;
@@ -116,5 +112,139 @@ impl Admitted {
     /// Ready when the connection must end.
     pub async fn revoked(&self) -> Cut {
         self.ticket.cut().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+    use crate::capture::Config;
+    use crate::mesh::testing::{Mesh, identity, mesh, uid};
+    use crate::net::Netns;
+    use crate::net::socket::Transparent;
+    use crate::policy::{Action, Clause, Match, Policy, Rule, Scope};
+
+    fn pod(name: &str) -> Arc<Pod> {
+        let netns =
+            Netns::create().expect("tests run as root: making a network namespace needs CAP_SYS_ADMIN");
+        let config = Config {
+            mark: None,
+            reuse_port: false,
+            transparent: Transparent::Off,
+            ipv6: false,
+            keepalive: None,
+        };
+        let uid = format!("uid-of-{name}");
+        Arc::new(Pod::listen(&uid, ("default", name, name), Arc::new(netns), config).unwrap().0)
+    }
+
+    /// `web`, from an address ending in `last`, towards `pod`.
+    fn subject(pod: &Arc<Pod>, last: u8, local: &Arc<Workload>) -> Subject {
+        let facts = Facts {
+            source: Some(identity("web")),
+            client: ClientAddr::new(([10, 0, 0, last], 40_000).into()),
+            target: TargetAddr::new(([10, 0, 1, 9], 8080).into()),
+        };
+        Subject { pod: pod.clone(), local: local.clone(), facts, asked: None }
+    }
+
+    fn key() -> PolicyKey {
+        PolicyKey::new("default", "no-seven").unwrap()
+    }
+
+    /// Denies the client address ending in 7, to the workloads that name it.
+    fn no_seven() -> Policy {
+        let seven = Match { source_ips: vec![IpAddr::from([10, 0, 0, 7]).into()], ..Match::default() };
+        Policy {
+            key: key(),
+            scope: Scope::WorkloadSelector,
+            action: Action::Deny,
+            dry_run: false,
+            rules: vec![Rule { clauses: vec![Clause { matches: vec![seven] }] }],
+        }
+    }
+
+    fn open() -> Mesh {
+        mesh().workload("db", "10.0.1.8").workload("cart", "10.0.1.9")
+    }
+
+    fn closed() -> Mesh {
+        open().bound_by(&key()).policy(no_seven())
+    }
+
+    fn ask(judged: &Judged, pod: &Arc<Pod>, last: u8, mesh: &Snapshot) -> Result<Admitted, Denial> {
+        let local = mesh.workload(&uid(&pod.name)).expect("described above");
+        admit(judged, subject(pod, last, local), mesh)
+    }
+
+    async fn told(admitted: &Admitted) -> Option<Cut> {
+        tokio::select! {
+            biased;
+            cut = admitted.revoked() => Some(cut),
+            () = std::future::ready(()) => None,
+        }
+    }
+
+    #[test]
+    fn a_denied_connection_gets_no_proof_and_leaves_no_trace() {
+        let (judged, cart) = (Judged::default(), pod("cart"));
+        let denial = ask(&judged, &cart, 7, &closed().snapshot()).err().expect("the address is denied");
+        assert_eq!(denial, Denial::Explicit(key()));
+        assert!(judged.is_empty());
+    }
+
+    #[test]
+    fn the_proof_is_for_the_one_connection_that_was_judged() {
+        let (judged, cart) = (Judged::default(), pod("cart"));
+        let admitted = ask(&judged, &cart, 5, &closed().snapshot()).expect("only seven is denied");
+        assert_eq!(admitted.target().addr(), "10.0.1.9:8080".parse().unwrap());
+        assert_eq!(admitted.client().addr(), "10.0.0.5:40000".parse().unwrap());
+        assert!(Arc::ptr_eq(admitted.pod(), &cart));
+        assert_eq!(admitted.by(), None);
+        assert_eq!(judged.len(), 1);
+        drop(admitted);
+        assert!(judged.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_change_of_policy_cuts_exactly_those_it_denies() {
+        let (judged, cart, db) = (Judged::default(), pod("cart"), pod("db"));
+        let before = open().snapshot();
+        let [kept, lost, beside] = [(&cart, 5), (&cart, 7), (&db, 7)]
+            .map(|(pod, last)| ask(&judged, pod, last, &before).expect("nothing is denied yet"));
+        assert_eq!(judge_again(&judged, &before), 0);
+        assert_eq!(judge_again(&judged, &closed().snapshot()), 1);
+        assert!(matches!(told(&lost).await, Some(Cut::Policy(Denial::Explicit(by))) if by == key()));
+        assert!(told(&kept).await.is_none() && told(&beside).await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_connection_judged_by_an_old_snapshot_is_cut_by_the_judging_that_follows_the_new_one() {
+        let (judged, cart) = (Judged::default(), pod("cart"));
+        let (before, after) = (open().snapshot(), closed().snapshot());
+        // It was loaded before the publication and used after it: what is entered is judged again all the same.
+        let late = ask(&judged, &cart, 7, &before).expect("nothing is denied yet");
+        assert_eq!(judge_again(&judged, &after), 1);
+        assert!(told(&late).await.is_some());
+    }
+
+    #[tokio::test]
+    async fn connections_outlive_the_news_that_their_workload_is_gone() {
+        let (judged, cart) = (Judged::default(), pod("cart"));
+        let admitted = ask(&judged, &cart, 7, &open().snapshot()).expect("nothing is denied yet");
+        assert_eq!(judge_again(&judged, &mesh().policy(no_seven()).snapshot()), 0);
+        assert!(told(&admitted).await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_workload_that_is_gone_is_still_bound_by_the_policies_of_its_namespace() {
+        let (judged, cart) = (Judged::default(), pod("cart"));
+        let [kept, lost] =
+            [5, 7].map(|last| ask(&judged, &cart, last, &open().snapshot()).expect("nothing is denied yet"));
+        let everywhere = Policy { scope: Scope::Namespace, ..no_seven() };
+        assert_eq!(judge_again(&judged, &mesh().policy(everywhere).snapshot()), 1);
+        assert!(told(&lost).await.is_some() && told(&kept).await.is_none());
     }
 }

@@ -3,13 +3,15 @@
 //! [`Inbound`] exists once per worker. A tunnel arrives on the pod's 15008, proves its peer, and yields CONNECT
 //! streams; each is parsed (`request.rs`), given its address in the pod (`target.rs`), judged (`admit.rs`), dialled
 //! and carried. Plaintext callers go the same way, with no identity to show (`passthrough.rs`). The application is
-//! dialled only with an [`admit::Admitted`] in hand, and only when it has answered does the caller get its 200.
+//! dialled only with an [`admit::Admitted`] in hand, and only when it has answered does the caller get its 200. Why it
+//! is a proof: `docs/decisions/0002-admission-is-a-proof.md`.
 
 pub mod admit;
 mod passthrough;
 pub mod request;
 pub mod target;
 
+use std::cell::Cell;
 use std::fmt::Display;
 use std::io;
 use std::net::SocketAddr;
@@ -23,13 +25,12 @@ use tokio::sync::oneshot;
 
 use crate::capture::{Accepted, Acceptor, Pod, SpoofError, connected};
 use crate::flow::live::Live;
-use crate::flow::relay;
 use crate::flow::{
     Baggage, Outcome, Parties, Peer, Record, Seen, Side, Stage, Timeline, baggage_of, early_deny,
     labels_of_service, peer_of,
 };
 use crate::hbone::{
-    self, Ended, HandshakeError, Handshakes, Incoming, Placement, Secured, Server, TCP_DEADLINE, WorkerId,
+    self, HandshakeError, Handshakes, Incoming, Placement, Secured, Server, TCP_DEADLINE, WorkerId,
 };
 use crate::identity::{Store, VerifiedPeer};
 use crate::mesh::{Handle, Snapshot, Workload};
@@ -71,6 +72,8 @@ pub struct Inbound {
     replaced: Counter,
     judged: Judged,
     tunnels: Live<Arc<Pod>, End>,
+    /// Set for good by [`Inbound::drain`], for tunnels that come to this worker after it.
+    draining: Cell<bool>,
 }
 
 /// How a tunnel is told to end.
@@ -135,13 +138,13 @@ impl Inbound {
             replaced,
             judged: Judged::default(),
             tunnels: Live::default(),
+            draining: Cell::new(false),
         })
     }
 
-    /// Serves one pod's tunnel port until it is dropped.
+    /// Serves one pod's tunnel port until the listener closes.
     pub async fn serve(self: Rc<Self>, pod: Arc<Pod>, mut listener: Acceptor) {
-        loop {
-            let accepted = listener.next().await;
+        while let Some(accepted) = listener.next().await {
             tokio::task::spawn_local(self.clone().arrived(pod.clone(), accepted));
         }
     }
@@ -151,14 +154,15 @@ impl Inbound {
         admit::judge_again(&self.judged, &self.mesh.load());
     }
 
-    /// Ends every connection and tunnel of `pod` at once.
-    pub fn cut(&self, pod: &str) {
-        self.judged.cut(|subject| (*subject.pod.uid == *pod).then_some(Cut::Drained));
-        self.tunnels.cut(|of| (*of.uid == *pod).then_some(End::Now));
+    /// Ends every connection and tunnel of pods that have ended, at once.
+    pub fn cut_ended(&self) {
+        self.judged.cut(|subject| subject.pod.has_ended().then_some(Cut::Drained));
+        self.tunnels.cut(|pod| pod.has_ended().then_some(End::Now));
     }
 
     /// Tells every peer to open no more streams; those there are run on.
     pub fn drain(&self) {
+        self.draining.set(true);
         self.tunnels.cut(|_| Some(End::InOrder));
     }
 
@@ -176,13 +180,23 @@ impl Inbound {
     /// From accept to the worker that will own the tunnel.
     async fn arrived(self: Rc<Self>, pod: Arc<Pod>, accepted: Accepted) {
         let _open = self.shard.socket(Reporter::Destination);
+        // Until its owner counts it: the end of the process waits for what is carried.
+        let placing = self.placement.carry(self.worker);
         let ticket = self.tunnels.enter(pod.clone());
         let client = accepted.client;
         let local = accepted.socket.local_addr();
-        let secured = tokio::select! {
-            secured = self.secure(&pod, accepted) => secured,
-            _ = ticket.cut() => return,
+        let mut securing = Box::pin(self.secure(&pod, accepted));
+        let secured = loop {
+            tokio::select! {
+                secured = &mut securing => break secured,
+                end = ticket.cut() => match end {
+                    // Its first stream is on its way: the tunnel is told as soon as there is one.
+                    End::InOrder => {}
+                    End::Now => return,
+                },
+            }
         };
+        drop(securing);
         let secured = match secured {
             Ok(secured) => secured,
             Err((kind, why)) => {
@@ -192,12 +206,14 @@ impl Inbound {
         };
         let owner = self.placement.least_loaded(self.worker);
         if owner == self.worker {
+            drop(placing);
             return self.tunnel(pod, secured).await;
         }
         self.post.to(owner, move |inbound| {
             let inbound = inbound.clone();
             tokio::task::spawn_local(async move {
                 let _open = inbound.shard.socket(Reporter::Destination);
+                drop(placing);
                 inbound.tunnel(pod, secured).await;
             });
         });
@@ -211,17 +227,21 @@ impl Inbound {
             .credentials(identity)
             .await
             .map_err(|cause| (Refusal::UnknownWorkload, format!("identity error: {cause}")))?;
-        self.handshakes.accept(accepted.socket, credentials.server_config()).await.map_err(
-            |cause| match cause {
+        self.handshakes.accept(accepted.socket.answer(), credentials.server_config()).await.map_err(|cause| {
+            match cause {
                 HandshakeError::Busy(_) => (Refusal::OverBudget, cause.to_string()),
                 HandshakeError::Draining => (Refusal::Draining, cause.to_string()),
                 cause => (Refusal::TlsHandshake, format!("tls handshake error: {cause}")),
-            },
-        )
+            }
+        })
     }
 
-    /// One tunnel, on the worker that owns it.
+    /// One tunnel, on the worker that owns it. One that comes while the worker drains is told from the start to
+    /// bring no more streams than are on their way.
     async fn tunnel(self: Rc<Self>, pod: Arc<Pod>, secured: Secured) {
+        if pod.has_ended() {
+            return;
+        }
         let _carried = self.placement.carry(self.worker);
         let ticket = self.tunnels.enter(pod.clone());
         let tunnel = Rc::new(Tunnel {
@@ -230,9 +250,15 @@ impl Inbound {
             client: ClientAddr::new(secured.remote),
             local: secured.local,
         });
-        let (drain, draining) = oneshot::channel::<()>();
+        let (drain, told) = oneshot::channel::<()>();
         let control = async {
             let mut drain = Some(drain);
+            if self.draining.get()
+                && let Some(drain) = drain.take()
+            {
+                // Nobody listens when serving is over, and then there is nothing to drain.
+                let _ = drain.send(());
+            }
             loop {
                 match ticket.cut().await {
                     End::InOrder => drop(drain.take().map(|drain| drain.send(()))),
@@ -247,7 +273,7 @@ impl Inbound {
                 tokio::task::spawn_local(self.clone().stream(tunnel.clone(), incoming));
             };
             // Never dropped before `serve` ends, so an error here cannot be taken for the order to drain.
-            server.serve(each, async { drop(draining.await) }).await
+            server.serve(each, async { drop(told.await) }).await
         };
         tokio::select! {
             ended = serving => if let Err(why) = ended {
@@ -284,8 +310,9 @@ impl Inbound {
 
         let facts =
             Facts { source: Some(tunnel.peer.identity().clone()), client: tunnel.client, target: found.addr };
-        let subject = Subject { pod: tunnel.pod.clone(), facts, asked: request.service.clone() };
-        let admitted = match self.admit(subject, &local, &record) {
+        let (pod, asked) = (tunnel.pod.clone(), request.service.clone());
+        let subject = Subject { pod, local: local.clone(), facts, asked };
+        let admitted = match self.admit(subject, &record) {
             Ok(admitted) => admitted,
             Err(denied) => {
                 // Not 403: L7 proxies in front of us tell the two apart.
@@ -330,14 +357,8 @@ impl Inbound {
             Ok(opened) => opened,
             Err(cause) => return Outcome::TunnelLost(cause.to_string()),
         };
-        let meter = Counting(record);
         tokio::select! {
-            ended = opened.carry(app, &meter) => match ended {
-                Ended::Complete => Outcome::Complete,
-                Ended::AppReset(_) => Outcome::Reset { by: Side::Server, seen: Seen::Socket },
-                Ended::PeerReset(code) => Outcome::Reset { by: Side::Client, seen: Seen::Stream(code.into()) },
-                Ended::TunnelLost(cause) => Outcome::TunnelLost(cause),
-            },
+            ended = opened.carry(app, record) => ended.outcome(Side::Server),
             cut = admitted.revoked() => cut_short(cut),
         }
     }
@@ -351,8 +372,11 @@ impl Inbound {
         Ok(connected(dialled.socket, TCP_DEADLINE).await?)
     }
 
-    fn admit(&self, subject: Subject, local: &Workload, record: &Record) -> Result<Admitted, Outcome> {
-        match admit(&self.judged, subject, local, &self.mesh.load()) {
+    fn admit(&self, subject: Subject, record: &Record) -> Result<Admitted, Outcome> {
+        if subject.pod.has_ended() {
+            return Err(Outcome::Drained);
+        }
+        match admit(&self.judged, subject, &self.mesh.load()) {
             Ok(admitted) => {
                 if let Some(policy) = admitted.by() {
                     record.allowed_by(policy.to_string().into());
@@ -436,29 +460,6 @@ fn denied_by(denial: &Denial) -> Option<Text> {
     | Denial::Missing(key)
     | Denial::MissingStrict(key)) = denial;
     Some(key.to_string().into())
-}
-
-/// The application is the server here.
-struct Counting<'a>(&'a Record);
-
-impl hbone::Meter for Counting<'_> {
-    fn app_sent(&self, bytes: usize) {
-        self.0.sent(bytes as u64);
-    }
-
-    fn app_received(&self, bytes: usize) {
-        self.0.received(bytes as u64);
-    }
-}
-
-impl relay::Meter for Counting<'_> {
-    fn to_upstream(&self, bytes: usize) {
-        self.0.received(bytes as u64);
-    }
-
-    fn to_downstream(&self, bytes: usize) {
-        self.0.sent(bytes as u64);
-    }
 }
 
 fn cut_short(cut: Cut) -> Outcome {

@@ -7,13 +7,13 @@ use std::time::Instant;
 
 use tokio::net::TcpStream;
 
-use super::{Counting, Inbound, Subject, cut_short, unknown};
-use crate::capture::{Accepted, Acceptor, Downstream, Pod, is_own_port};
-use crate::flow::relay::{Broken, relay};
+use super::{Inbound, Subject, cut_short, unknown};
+use crate::capture::{Accepted, Acceptor, Downstream, Pod, Unanswered, is_own_port};
+use crate::flow::relay::relay;
 use crate::flow::{
-    Direction, Outcome, Parties, Peer, Record, Seen, Side, Stage, Timeline, early_deny, labels_of_service,
-    peer_of,
+    Direction, Outcome, Parties, Peer, Record, Stage, Timeline, early_deny, labels_of_service, peer_of,
 };
+use crate::hbone::Carried;
 use crate::mesh::Workload;
 use crate::net::socket::{original_dst, reset_on_close};
 use crate::net::{ClientAddr, OriginalDst, TargetAddr};
@@ -23,7 +23,7 @@ use crate::telemetry::{Refusal, Reporter, Security};
 /// A captured plaintext connection on its way to the worker that will own it.
 struct Caller {
     pod: Arc<Pod>,
-    socket: StdStream,
+    socket: Unanswered,
     client: ClientAddr,
     original: OriginalDst,
     at: Instant,
@@ -32,17 +32,18 @@ struct Caller {
 }
 
 impl Inbound {
-    /// Serves one pod's plaintext port until it is dropped.
+    /// Serves one pod's plaintext port until the listener closes.
     pub async fn serve_plaintext(self: Rc<Self>, pod: Arc<Pod>, mut listener: Acceptor) {
-        loop {
-            let accepted = listener.next().await;
+        while let Some(accepted) = listener.next().await {
             let Some(caller) = self.caller(pod.clone(), accepted) else { continue };
             let owner = self.placement.least_loaded(self.worker);
+            // Until its owner counts it: the end of the process waits for what is carried.
+            let placing = self.placement.carry(self.worker);
             self.post.to(owner, |inbound| {
                 let inbound = inbound.clone();
                 tokio::task::spawn_local(async move {
                     let _open = inbound.shard.socket(Reporter::Destination);
-                    inbound.plaintext(caller).await;
+                    inbound.plaintext(caller, placing).await;
                 });
             });
         }
@@ -50,7 +51,7 @@ impl Inbound {
 
     fn caller(&self, pod: Arc<Pod>, accepted: Accepted) -> Option<Caller> {
         let Accepted { socket, client, at } = accepted;
-        let original = match original_dst(&socket) {
+        let original = match original_dst(&*socket) {
             Ok(original) => original,
             Err(cause) => {
                 // The connection is gone already: there is no address to speak of, and nobody to tell.
@@ -73,8 +74,9 @@ impl Inbound {
     }
 
     /// One plaintext connection, on the worker that owns it.
-    async fn plaintext(&self, caller: Caller) {
+    async fn plaintext(&self, caller: Caller, placing: Carried) {
         let _carried = self.placement.carry(self.worker);
+        drop(placing);
         let Some(local) = self.workload(&caller.pod).await else {
             let why = unknown(&caller.pod);
             return self.refuse(
@@ -90,11 +92,10 @@ impl Inbound {
         let record = Record::open(&self.shard, timeline, self.plaintext_parties(&caller, &local));
         let target = TargetAddr::new(caller.original.addr());
         let facts = Facts { source: None, client: caller.client, target };
-        let subject = Subject { pod: caller.pod.clone(), facts, asked: None };
-        let admitted = match self.admit(subject, &local, &record) {
+        let subject = Subject { pod: caller.pod.clone(), local: local.clone(), facts, asked: None };
+        let admitted = match self.admit(subject, &record) {
             Ok(admitted) => admitted,
             Err(denied) => {
-                reset_on_close(&caller.socket);
                 drop(caller);
                 record.close(&denied);
                 return;
@@ -107,7 +108,6 @@ impl Inbound {
         let upstream = match upstream {
             Ok(upstream) => upstream,
             Err(outcome) => {
-                reset_on_close(&caller.socket);
                 drop(caller);
                 record.close(&outcome);
                 return;
@@ -115,15 +115,10 @@ impl Inbound {
         };
         record.stamp(Stage::Connect);
         let Caller { socket, _downstream, .. } = caller;
-        let meter = Counting(&record);
-        let outcome = match TcpStream::from_std(socket) {
+        let outcome = match TcpStream::from_std(socket.answer()) {
             Err(cause) => Outcome::Broken { direction: Direction::Receive, cause: Some(cause) },
             Ok(downstream) => tokio::select! {
-                carried = relay(downstream, upstream, &meter) => match carried {
-                    Ok(()) => Outcome::Complete,
-                    Err(Broken::Downstream(_)) => Outcome::Reset { by: Side::Client, seen: Seen::Socket },
-                    Err(Broken::Upstream(_)) => Outcome::Reset { by: Side::Server, seen: Seen::Socket },
-                },
+                carried = relay(downstream, upstream, &record) => carried.map_or_else(Outcome::from, |()| Outcome::Complete),
                 cut = admitted.revoked() => cut_short(cut),
             },
         };

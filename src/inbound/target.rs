@@ -88,3 +88,106 @@ pub fn target(
     }
     Ok(Target { addr: TargetAddr::new(SocketAddr::new(pod, port)), service })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mesh::testing::{Mesh, mesh, service_key, uid};
+
+    const POD: &str = "10.0.1.9";
+
+    /// A workload `cart` behind the services `cart` (80 → 8080) and `named` (80, which this endpoint serves on 9090),
+    /// beside one that is not its own.
+    fn shop() -> Mesh {
+        mesh()
+            .service("cart", "10.96.0.1:80")
+            .ports(&[(80, 8080), (81, 15008)])
+            .service("named", "10.96.0.2:80")
+            .ports(&[(80, 0)])
+            .service("other", "10.96.0.3:80")
+            .service("secret", "10.96.0.4:80")
+            .in_namespace("elsewhere")
+            .private()
+            .workload("cart", POD)
+            .member_of("cart")
+            .member_at("named", &[(80, 9090)])
+    }
+
+    fn asked(mesh: Mesh, authority: Authority) -> Result<Target, NoTarget> {
+        let mesh = mesh.snapshot();
+        let local = mesh.workload(&uid("cart")).expect("described above");
+        target(&authority, POD.parse().unwrap(), local, &mesh)
+    }
+
+    fn addr(text: &str) -> Authority {
+        Authority::Addr(text.parse().unwrap())
+    }
+
+    fn host(service: &str, port: u16) -> Authority {
+        Authority::Host(service_key(service).hostname.to_string(), port)
+    }
+
+    #[test]
+    fn the_pods_own_address_and_its_services_names_lead_to_it() {
+        for (authority, to, service) in [
+            (addr("10.0.1.9:8080"), "10.0.1.9:8080", None),
+            (addr("10.0.1.9:15020"), "10.0.1.9:15020", None),
+            (host("cart", 80), "10.0.1.9:8080", Some("cart")),
+            (host("named", 80), "10.0.1.9:9090", Some("named")),
+        ] {
+            let found = asked(shop(), authority.clone()).unwrap();
+            assert_eq!(found.addr.addr(), to.parse().unwrap(), "{authority}");
+            assert_eq!(
+                found.service.map(|service| service.key.clone()),
+                service.map(service_key),
+                "{authority}"
+            );
+        }
+    }
+
+    #[test]
+    fn whatever_else_is_asked_for_is_refused_with_the_status_of_the_reference() {
+        for (authority, status, why) in [
+            (addr("10.0.1.8:8080"), 400, "ip mismatch: 10.0.1.9 != 10.0.1.8:8080"),
+            (addr("127.0.0.1:8080"), 400, "ip mismatch: 10.0.1.9 != 127.0.0.1:8080"),
+            // A service's address is for its waypoint, even where this pod stands behind it.
+            (addr("10.96.0.1:80"), 400, "ip mismatch: 10.0.1.9 != 10.96.0.1:80"),
+            (addr("10.0.1.9:15001"), 503, "attempted recursive call to ourselves"),
+            (addr("10.0.1.9:15006"), 503, "attempted recursive call to ourselves"),
+            (addr("10.0.1.9:15008"), 503, "attempted recursive call to ourselves"),
+            (host("cart", 81), 503, "attempted recursive call to ourselves"),
+            (
+                host("nobody", 80),
+                503,
+                "no service or workload for hostname: nobody.default.svc.cluster.local",
+            ),
+            (
+                host("secret", 80),
+                503,
+                "no service or workload for hostname: secret.default.svc.cluster.local",
+            ),
+            (
+                host("cart", 82),
+                503,
+                "requested service cart.default.svc.cluster.local:82 found, but cannot resolve port",
+            ),
+            (
+                host("other", 80),
+                503,
+                "requested service other.default.svc.cluster.local:80 found, but cannot resolve port",
+            ),
+        ] {
+            let refused = asked(shop(), authority.clone()).unwrap_err();
+            assert_eq!((refused.status().as_u16(), refused.to_string()), (status, why.into()), "{authority}");
+        }
+    }
+
+    #[test]
+    fn a_workload_that_wants_its_traffic_handed_over_is_never_dialled_as_if_it_did_not() {
+        for authority in [addr("10.0.1.9:8080"), addr("10.0.1.8:80"), host("cart", 80)] {
+            let refused = asked(shop().tunnelled_to(15088), authority).unwrap_err();
+            assert_eq!(refused, NoTarget::ApplicationTunnel(uid("cart").to_string()));
+            assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+        }
+    }
+}

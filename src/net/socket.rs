@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, TcpKeepalive, Type};
 
 use super::addr::{OriginalDst, canonical};
 use super::sys;
@@ -115,9 +115,13 @@ pub fn listen(how: &Listen) -> io::Result<(TcpListener, SourceAddress)> {
     Ok((socket.into(), source))
 }
 
-/// The wildcard address to listen on: dual-stack, or IPv4 only.
+/// The wildcard address to listen on: dual-stack where it is wanted and the kernel has IPv6, else IPv4 only.
 pub fn wildcard(port: u16, ipv6: bool) -> SocketAddr {
-    let ip = if ipv6 { IpAddr::from(Ipv6Addr::UNSPECIFIED) } else { IpAddr::from(Ipv4Addr::UNSPECIFIED) };
+    let ip = if ipv6 && Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP)).is_ok() {
+        IpAddr::from(Ipv6Addr::UNSPECIFIED)
+    } else {
+        IpAddr::from(Ipv4Addr::UNSPECIFIED)
+    };
     SocketAddr::new(ip, port)
 }
 
@@ -199,8 +203,33 @@ pub fn original_dst(socket: &impl AsFd) -> io::Result<OriginalDst> {
     Ok(OriginalDst::new(looked_up.unwrap_or(local)))
 }
 
-/// Makes the next close of `socket` send RST instead of FIN, so that the far end sees an abnormal end.
+/// Makes the next close of `socket` send RST instead of FIN, so that the far end sees an abnormal end. The kernel's
+/// close at the death of the process is one too.
 pub fn reset_on_close(socket: &impl AsFd) {
     // Failure means the socket is already dead, and then there is nobody left to tell.
     let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+}
+
+/// Takes [`reset_on_close`] back: what is still to be sent is sent, then FIN.
+pub fn close_in_order(socket: &impl AsFd) {
+    // As above.
+    let _ = SockRef::from(socket).set_linger(None);
+}
+
+/// Makes a listener hear no new SYN, while handshakes that are under way finish.
+///
+/// Whoever sends a SYN again, a second later, meets the listener that is there by then. Closing at once would
+/// instead reset what is in the middle of its handshake.
+///
+/// # Errors
+/// The kernel's answer; then the listener is as it was.
+pub fn hear_no_more(listener: &impl AsFd) -> io::Result<()> {
+    // Classic BPF on the TCP header: drop what has SYN (0x02) and no ACK (0x10) among its flags (byte 13).
+    SockRef::from(listener).attach_filter(&[
+        SockFilter::new(0x30, 0, 0, 13),
+        SockFilter::new(0x54, 0, 0, 0x12),
+        SockFilter::new(0x15, 0, 1, 0x02),
+        SockFilter::new(0x06, 0, 0, 0),
+        SockFilter::new(0x06, 0, 0, u32::MAX),
+    ])
 }

@@ -2,10 +2,11 @@
 //!
 //! The agent listens on a Unix socket; we connect, say hello, and from then on only answer: one request, one
 //! answer. First comes a snapshot of the node's pods, then changes. Each pod arrives with a descriptor of its
-//! network namespace and is handed to whoever implements [`Pods`]; what happens inside a pod is theirs.
+//! network namespace and is handed to whoever implements [`Pods`]; what happens inside a pod is theirs. Where this
+//! differs from ztunnel: `docs/decisions/0008-node-agent-client.md`.
 //!
-//! [`state`] decides, as one function over one table; [`session`] does the I/O around it; [`socket`] carries
-//! packets with descriptors; [`wire`] gives them meaning. Pods outlive sessions: an agent that restarts costs
+//! `state.rs` decides, as one function over one table; `session.rs` does the I/O around it; `socket.rs` carries
+//! packets with descriptors; `wire.rs` gives them meaning. Pods outlive sessions: an agent that restarts costs
 //! no connection. Nothing here waits for the control plane, so pods start while it is down.
 
 mod backoff;

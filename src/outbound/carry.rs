@@ -4,6 +4,7 @@
 //! [`ATTEMPTS`] times within [`OPEN_DEADLINE`]. A verdict of the far side (any status but 503) is final, and so is
 //! the failure of an address that the application chose itself.
 
+use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -15,15 +16,14 @@ use tokio::net::TcpStream;
 use super::route::{NoRoute, Route, TunnelTo};
 use super::{Outbound, Placed, Subject};
 use crate::capture::connected;
-use crate::flow::relay::{self, Broken, relay};
-use crate::flow::{Outcome, Parties, Peer, Record, Seen, Side, Stage, Timeline};
+use crate::flow::relay::relay;
+use crate::flow::{Outcome, Parties, Peer, Record, Side, Stage, Timeline};
 use crate::flow::{baggage_of, labels_of_service, peer_of};
 use crate::hbone::{
-    self, ConnectRequest, DialPlan, Ended, HandshakeError, OpenError, Opened, TCP_DEADLINE, TraceIds, Tunnel,
+    ConnectRequest, DialPlan, HandshakeError, OpenError, Opened, TCP_DEADLINE, TraceIds, Tunnel,
 };
 use crate::mesh::Service;
-use crate::net::socket::reset_on_close;
-use crate::telemetry::{Reporter, Security};
+use crate::telemetry::{Refusal, Reporter, Security};
 
 /// Endpoints tried for one connection.
 const ATTEMPTS: usize = 3;
@@ -45,15 +45,25 @@ struct Failed {
 impl Outbound {
     /// One connection on the worker that owns it, from its route to its end.
     pub(super) async fn carry(self: &Rc<Self>, placed: Placed) {
+        if placed.pod.has_ended() {
+            // It ended while the connection was on its way to this worker, which has cut the pod's others already.
+            let Placed { accepted, original, .. } = &placed;
+            let why = &"the pod has ended";
+            return self.refuse(&accepted.socket, accepted.client, *original, Refusal::Draining, why);
+        }
         let _carried = self.placement.carry(self.worker);
-        let subject =
-            Subject { pod: placed.pod.clone(), client: placed.accepted.client, original: placed.original };
+        let subject = Subject {
+            pod: placed.pod.clone(),
+            client: placed.accepted.client,
+            original: placed.original,
+            hop: Cell::new(hop(&placed.route)),
+        };
         let ticket = self.live.enter(subject);
         let mut timeline = Timeline::new(placed.accepted.at);
         timeline.stamp(Stage::Resolved, std::time::Instant::now());
         let mut parties = self.parties(&placed, &placed.route);
         let opened = tokio::select! {
-            opened = tokio::time::timeout(OPEN_DEADLINE, self.open(&placed, &mut timeline, &mut parties)) => {
+            opened = tokio::time::timeout(OPEN_DEADLINE, self.open(&placed, &ticket.facts().hop, &mut timeline, &mut parties)) => {
                 opened.unwrap_or_else(|_| Err(late()))
             }
             () = ticket.cut() => Err(Outcome::Drained),
@@ -62,14 +72,13 @@ impl Outbound {
         let upstream = match opened {
             Ok(upstream) => upstream,
             Err(outcome) => {
-                reset_on_close(&placed.accepted.socket);
-                // Closed before it is logged: whoever waits for the line finds the connection ended.
+                // Reset before it is logged: whoever waits for the line finds the connection ended.
                 drop(placed);
                 record.close(&outcome);
                 return;
             }
         };
-        let app = match TcpStream::from_std(placed.accepted.socket) {
+        let app = match TcpStream::from_std(placed.accepted.socket.answer()) {
             Ok(app) => app,
             Err(cause) => {
                 record
@@ -88,6 +97,7 @@ impl Outbound {
     async fn open(
         &self,
         placed: &Placed,
+        shown: &Cell<(SocketAddr, bool)>,
         timeline: &mut Timeline,
         parties: &mut Parties,
     ) -> Result<Upstream, Outcome> {
@@ -114,6 +124,7 @@ impl Outbound {
             tracing::debug!(from = %endpoint, error = failed.outcome.error(Reporter::Source), "trying another endpoint");
             route = next;
             *parties = self.parties(placed, &route);
+            shown.set(hop(&route));
         }
     }
 
@@ -174,8 +185,9 @@ impl Outbound {
             let stamps = secured.stamps;
             Ok::<_, HandshakeError>((Tunnel::start(secured, &self.config.hbone).await?, stamps))
         };
+        let mut refused_anew = false;
         loop {
-            let stamps = std::cell::Cell::new(None);
+            let stamps = Cell::new(None);
             let make = || async {
                 let (tunnel, when) = new_tunnel().await?;
                 stamps.set(Some(when));
@@ -198,6 +210,12 @@ impl Outbound {
                 // A tunnel that was there before may have died unnoticed, or be on its way out: that says nothing
                 // about the endpoint, and a new tunnel settles it.
                 Err(OpenError::Lost(_) | OpenError::Refused(_)) if acquired.reused => {
+                    acquired.tunnel.retire();
+                }
+                // A peer that ends may say so on a new tunnel too, and has not seen the request; its successor
+                // is there by now. Once, so that a peer that only refuses is not asked for ever.
+                Err(OpenError::Refused(_)) if !refused_anew => {
+                    refused_anew = true;
                     acquired.tunnel.retire();
                 }
                 Err(cause) => return Err(failed(cause, to.to)),
@@ -228,6 +246,15 @@ impl Outbound {
             service,
             security,
         }
+    }
+}
+
+/// Where a route's bytes go, and whether through a tunnel.
+fn hop(route: &Route) -> (SocketAddr, bool) {
+    match route {
+        Route::Passthrough(dst) => (dst.addr(), false),
+        Route::Plain { to, .. } => (*to, false),
+        Route::Tunnel(to) => (to.to, true),
     }
 }
 
@@ -266,41 +293,9 @@ fn failed(cause: OpenError, to: SocketAddr) -> Failed {
 
 async fn carried(upstream: Upstream, app: TcpStream, record: &Record) -> Outcome {
     match upstream {
-        Upstream::Plain(upstream) => match relay(app, upstream, &Counting(record)).await {
-            Ok(()) => Outcome::Complete,
-            Err(Broken::Downstream(_)) => Outcome::Reset { by: Side::Client, seen: Seen::Socket },
-            Err(Broken::Upstream(_)) => Outcome::Reset { by: Side::Server, seen: Seen::Socket },
-        },
-        Upstream::Tunnel(opened) => match opened.carry(app, &Counting(record)).await {
-            Ended::Complete => Outcome::Complete,
-            Ended::AppReset(_) => Outcome::Reset { by: Side::Client, seen: Seen::Socket },
-            Ended::PeerReset(reason) => {
-                Outcome::Reset { by: Side::Server, seen: Seen::Stream(reason.into()) }
-            }
-            Ended::TunnelLost(cause) => Outcome::TunnelLost(cause),
-        },
-    }
-}
-
-/// The application is the client here.
-struct Counting<'a>(&'a Record);
-
-impl hbone::Meter for Counting<'_> {
-    fn app_sent(&self, bytes: usize) {
-        self.0.received(bytes as u64);
-    }
-
-    fn app_received(&self, bytes: usize) {
-        self.0.sent(bytes as u64);
-    }
-}
-
-impl relay::Meter for Counting<'_> {
-    fn to_upstream(&self, bytes: usize) {
-        self.0.received(bytes as u64);
-    }
-
-    fn to_downstream(&self, bytes: usize) {
-        self.0.sent(bytes as u64);
+        Upstream::Plain(upstream) => {
+            relay(app, upstream, record).await.map_or_else(Outcome::from, |()| Outcome::Complete)
+        }
+        Upstream::Tunnel(opened) => opened.carry(app, record).await.outcome(Side::Client),
     }
 }

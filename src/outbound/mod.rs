@@ -2,16 +2,17 @@
 //!
 //! [`Outbound`] exists once per worker. A connection is captured, resolved to a [`route::Route`], placed on the worker
 //! that will own it, opened by `carry.rs` and carried until both ends are done. Nothing here judges whether it
-//! may be: the far side does that. No byte of the client leaves before the open succeeded.
+//! may be: the far side does that. No byte of the client leaves before the open succeeded. Placement:
+//! `docs/decisions/0001-tunnels-per-source-pod.md`; when a record opens: `docs/decisions/0005-when-a-record-opens.md`.
 
 pub mod balance;
 mod carry;
 pub mod route;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fmt::Display;
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -67,6 +68,8 @@ pub struct Subject {
     pub client: ClientAddr,
     /// What it dialled.
     pub original: OriginalDst,
+    /// The endpoint tried last, and whether through a tunnel.
+    pub hop: Cell<(SocketAddr, bool)>,
 }
 
 /// A captured connection with its first decision, on its way to the worker that will own it.
@@ -106,17 +109,16 @@ impl Outbound {
         })
     }
 
-    /// Serves one pod's outgoing connections until it is dropped.
+    /// Serves one pod's outgoing connections until the listener closes.
     pub async fn serve(self: Rc<Self>, pod: Arc<Pod>, mut listener: Acceptor) {
-        loop {
-            let accepted = listener.next().await;
+        while let Some(accepted) = listener.next().await {
             tokio::task::spawn_local(self.clone().captured(pod.clone(), accepted));
         }
     }
 
-    /// Ends every connection of `pod` at once, and its tunnels.
-    pub fn cut(&self, pod: &str) {
-        self.live.cut(|subject| (*subject.pod.uid == *pod).then_some(()));
+    /// Ends every connection of pods that have ended at once, and the tunnels of `pod`, which is one of them.
+    pub fn cut_ended(&self, pod: &str) {
+        self.live.cut(|subject| subject.pod.has_ended().then_some(()));
         self.pools.borrow_mut().remove(pod);
     }
 
@@ -134,9 +136,15 @@ impl Outbound {
     /// From accept to the worker that will own the connection.
     async fn captured(self: Rc<Self>, pod: Arc<Pod>, accepted: Accepted) {
         let open = self.shard.socket(Reporter::Source);
+        // Until its owner counts it: the end of the process waits for what is carried.
+        let placing = self.placement.carry(self.worker);
         let client = accepted.client;
         let Some(original) = self.original(&accepted.socket, client) else { return };
-        let Some(source) = self.workload(&pod).await else {
+        let source = self.workload(&pod).await;
+        if pod.has_ended() {
+            return self.refuse(&accepted.socket, client, original, Refusal::Draining, &"the pod has ended");
+        }
+        let Some(source) = source else {
             let (sa, ns, name) = (&pod.service_account, &pod.namespace, &pod.name);
             let why = format!("failed to fetch information about local workload: {sa}.{ns} ({name})");
             return self.refuse(&accepted.socket, client, original, Refusal::UnknownWorkload, &why);
@@ -152,6 +160,7 @@ impl Outbound {
         };
         let placed = Placed { pod, accepted, original, source, route };
         if owner == self.worker {
+            drop(placing);
             return self.carry(placed).await;
         }
         drop(open);
@@ -159,6 +168,7 @@ impl Outbound {
             let outbound = outbound.clone();
             tokio::task::spawn_local(async move {
                 let _open = outbound.shard.socket(Reporter::Source);
+                drop(placing);
                 outbound.carry(placed).await;
             });
         });
