@@ -70,7 +70,8 @@ impl Agent {
         self.socket
             .set_read_timeout(Some(within))
             .map_err(Error::io("setting the deadline of the node agent"))?;
-        let (socket, _) = self.socket.accept().map_err(|cause| late(cause, &place, "connecting", within))?;
+        let (socket, _) = uninterrupted(|| self.socket.accept())
+            .map_err(|cause| late(cause, &place, "connecting", within))?;
         let session = Session { socket, place };
         let hello = session.receive(ANSWER_WITHIN)?;
         match wire::ZdsHello::decode(hello.as_slice()) {
@@ -213,7 +214,7 @@ impl Session {
             .map_err(Error::io(format!("setting the deadline of {}", self.place)))?;
         // One byte more than allowed, so that a longer packet shows instead of being cut.
         let mut buffer = vec![0; MAX_PACKET + 1];
-        let len = io::Read::read(&mut &self.socket, &mut buffer)
+        let len = uninterrupted(|| io::Read::read(&mut &self.socket, &mut buffer))
             .map_err(|cause| late(cause, &self.place, "answering", within))?;
         if len > MAX_PACKET {
             return Err(self.broke(format!("it sent a packet of more than {MAX_PACKET} bytes")));
@@ -224,6 +225,17 @@ impl Session {
 
     fn broke(&self, what: String) -> Error {
         Error::Protocol { place: self.place.clone(), what }
+    }
+}
+
+/// Calls again whenever a signal came between: the kernel never restarts calls on sockets with a timeout, not even
+/// after a mere stop and continue (signal(7)).
+fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
     }
 }
 

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-use adit::lab::{self, AccessLine, Pod, Position, Proxy, Side};
+use adit::lab::{AccessLine, Pod, Position, Proxy, Side};
+use socket2::{Domain, Socket, Type};
 
 use super::stage::{SOON, Stage};
 
@@ -31,18 +33,36 @@ pub enum First {
     Server,
 }
 
+/// Dials from a port that no test dials from twice, so that logs can be searched for it.
+///
+/// Otherwise a client may use one port towards two destinations within a minute. Both are redirected to one
+/// address, the kernel then gives the second another port on the way (nf_nat), and the log tells of that one.
+fn dial(from: &Pod, to: SocketAddr) -> (SocketAddr, io::Result<TcpStream>) {
+    static NEXT: AtomicU16 = AtomicU16::new(20_000);
+    let port = NEXT.fetch_add(1, Ordering::Relaxed);
+    assert!(port < 32_768, "from here on ports are the kernel's to give out");
+    let local = SocketAddr::new(from.ip_like(to.ip()), port);
+    let dial = || {
+        let socket = from.netns().run(|| Socket::new(Domain::for_address(to), Type::STREAM, None))?;
+        socket.bind(&local.into())?;
+        socket.connect_timeout(&to.into(), SOON)?;
+        socket.set_read_timeout(Some(SOON))?;
+        socket.set_write_timeout(Some(SOON))?;
+        Ok(socket.into())
+    };
+    (local, dial())
+}
+
 /// Asks a lab server, with `marker` in the question and in the answer, and counts the bytes both ways.
 pub fn exchange(from: &Pod, to: SocketAddr, first: First, marker: &str) -> io::Result<Exchange> {
-    let mut stream = lab::dial(from.netns(), to, SOON)?;
-    let local = stream.local_addr()?;
+    let (local, stream) = dial(from, to);
+    let mut stream = stream?;
     let mut answer = Vec::new();
     if first == First::Server {
         // Not a byte is sent before the whole greeting is there.
         let mut byte = [0];
         while answer.last() != Some(&b'\n') {
-            if stream.read(&mut byte)? == 0 {
-                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "closed without a greeting"));
-            }
+            stream.read_exact(&mut byte)?;
             answer.push(byte[0]);
         }
     }
@@ -73,15 +93,15 @@ pub enum Refused {
     Closed,
 }
 
-/// Dials, says `marker`, and insists that nothing comes back; says how it ended and from where it was dialled,
-/// unless the reset was faster than the dial.
-pub fn refused(from: &Pod, to: SocketAddr, marker: &str) -> (Refused, Option<SocketAddr>) {
-    let mut stream = match lab::dial(from.netns(), to, SOON) {
+/// Dials, says `marker`, and insists that nothing comes back; says how it ended and from where it was dialled.
+pub fn refused(from: &Pod, to: SocketAddr, marker: &str) -> (Refused, SocketAddr) {
+    let (local, stream) = dial(from, to);
+    let mut stream = match stream {
         Ok(stream) => stream,
-        Err(cause) if cause.kind() == io::ErrorKind::ConnectionReset => return (Refused::Reset, None),
+        // The reset was faster than the dial.
+        Err(cause) if cause.kind() == io::ErrorKind::ConnectionReset => return (Refused::Reset, local),
         Err(cause) => panic!("{} could not even dial {to}: {cause}", from.full_name()),
     };
-    let local = stream.local_addr().ok();
     let mut back = Vec::new();
     let result = stream.write_all(marker.as_bytes()).and_then(|()| stream.read_to_end(&mut back));
     assert!(back.is_empty(), "{} got {:?} from {to}", from.full_name(), back.escape_ascii().to_string());

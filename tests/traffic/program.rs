@@ -14,8 +14,8 @@ use super::stage::SOON;
 const DIRECTORIES: [&str; 6] =
     ["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/bin", "/bin"];
 
-/// A program and its arguments, which will run in a pod.
-fn command(pod: &Pod, name: &str, arguments: &[&str]) -> Command {
+/// A program and its arguments, with nothing of our own environment.
+fn command(name: &str, arguments: &[&str]) -> Command {
     let paths = DIRECTORIES.iter().map(|directory| PathBuf::from(directory).join(name));
     let path = paths.into_iter().find(|path| path.exists());
     let path = path.unwrap_or_else(|| {
@@ -27,7 +27,6 @@ fn command(pod: &Pod, name: &str, arguments: &[&str]) -> Command {
     command.args(arguments).env_clear().env("LC_ALL", "C").env("HOME", "/nonexistent");
     // A proxy in the environment of whoever runs the tests is none of theirs.
     command.env("no_proxy", "*").current_dir("/");
-    let _ = pod;
     command
 }
 
@@ -40,7 +39,7 @@ pub struct Daemon {
 impl Daemon {
     /// Starts it in `pod` and waits until it answers on `port` at `pod`'s loopback.
     pub fn start(pod: &Pod, name: &str, arguments: &[&str], port: u16) -> Self {
-        let mut command = command(pod, name, arguments);
+        let mut command = command(name, arguments);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let child = pod.netns().run(|| die_with_this_thread(&mut command).spawn());
         let child = child.unwrap_or_else(|cause| panic!("starting {name} in {}: {cause}", pod.full_name()));
@@ -76,7 +75,7 @@ impl std::fmt::Debug for Daemon {
 
 /// Runs a program in `pod` to its end.
 pub fn run(pod: &Pod, name: &str, arguments: &[&str]) -> Output {
-    let mut command = command(pod, name, arguments);
+    let mut command = command(name, arguments);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = pod.netns().run(|| die_with_this_thread(&mut command).spawn());
     let child = child.unwrap_or_else(|cause| panic!("starting {name} in {}: {cause}", pod.full_name()));

@@ -96,8 +96,7 @@ fn refuse(
 
     let tunnelled = caller != PLAIN;
     // A tunnel has a port of its own.
-    let at = Client::At(from.ip_like(target.ip()));
-    let client = local.filter(|_| !tunnelled).map_or(at, Client::Exactly);
+    let client = if tunnelled { Client::At(local.ip()) } else { Client::Exactly(local) };
     let into = before.line(stage, to.side(), "inbound", client);
     let error = format!("connection closed due to policy rejection: {words}");
     assert_eq!(into.level, "error", "{what}: {into:#?}");
@@ -131,7 +130,7 @@ fn refuse(
     let destination = of("destination", "DENY");
     let source = if tunnelled { of("source", "CONNECT") } else { Vec::new() };
     if tunnelled {
-        let out = before.line(stage, from.side(), "outbound", local.map_or(at, Client::Exactly));
+        let out = before.line(stage, from.side(), "outbound", local);
         assert_eq!(out.level, "error", "{what}: {out:#?}");
         assert_eq!(out.error.as_deref(), Some("http status: 401 Unauthorized"), "{what}: {out:#?}");
         assert_eq!((out.bytes_sent, out.bytes_recv), (Some(0), Some(0)), "{what}: {out:#?}");

@@ -3,10 +3,10 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use adit::lab::{Behaviour, Side};
+use adit::lab::{Action, Behaviour, Match, Side, Text};
 
-use super::evidence::{Before, Client, Exchange, First, Refused, exchange, refused};
-use super::stage::{Part, Stage, service};
+use super::evidence::{Before, Exchange, First, Refused, exchange, refused};
+use super::stage::{Part, Stage, policy, service};
 
 const RESPOND: u16 = 8080;
 const CLIENT: &str = "shop/client";
@@ -114,14 +114,44 @@ fn a_dead_pod_that_was_dialled_by_its_own_address_is_told_as_dead() {
             let before = Before::now(&stage);
             let (end, local) = refused(&stage.pod(CLIENT), to, "are you there");
             assert_eq!(end, Refused::Reset, "{dead} at {to}\n{}", stage.last_words());
-            let at = Client::At(stage.pod(CLIENT).ip_like(to.ip()));
-            let line = before.line(&stage, Side::One, "outbound", local.map_or(at, Client::Exactly));
+            let line = before.line(&stage, Side::One, "outbound", local);
             let error = line.error.clone().unwrap_or_default();
             assert!(words.iter().any(|words| error.contains(words)), "{dead} at {to}: {line:#?}");
             assert_eq!(line.dst_workload.as_deref(), Some(pod.name()), "{line:#?}");
             assert_eq!((line.bytes_sent, line.bytes_recv), (Some(0), Some(0)), "{line:#?}");
         }
     }
+}
+
+#[test]
+fn a_verdict_of_one_endpoint_is_not_appealed_at_another() {
+    let cast = [
+        (Side::One, CLIENT, Part::Mesh),
+        (Side::Two, ALIVE, Part::Mesh),
+        (Side::Two, "shop/closed", Part::Mesh),
+    ];
+    let nobody = Match { principals: vec![Text::Presence], ..Match::default() };
+    let mut stage = Stage::of(&cast, |mesh| {
+        mesh.service(service("shop/both", 1, (80, RESPOND), &[ALIVE, "shop/closed"])).policy(policy(
+            "nobody",
+            Action::Deny,
+            &["shop/closed"],
+            nobody,
+        ))
+    });
+    stage.serve(ALIVE, RESPOND, Behaviour::Respond);
+    stage.serve("shop/closed", RESPOND, Behaviour::Respond);
+    let to = SocketAddr::new(service("any/any", 1, (80, RESPOND), &[]).addresses[0], 80);
+    let before = Before::now(&stage);
+    let answered = all_at_once(&stage, to).iter().filter(|it| it.is_ok()).count();
+    // Only then can no judgement follow.
+    Before::when_idle(&stage);
+    let told = before.lines(&stage, Side::Two);
+    let denied = told.iter().filter(|line| line.policy.as_deref() == Some("shop/nobody")).count();
+    assert_eq!((answered + denied, told.len()), (CONNECTIONS, CONNECTIONS), "one judgement each: {told:#?}");
+    assert!(answered > 0 && denied > 0, "chance picks both: {answered} answered, {denied} denied");
+    assert_eq!(stage.seen(ALIVE, RESPOND).len(), answered, "whom one refused the other did not serve");
+    assert_eq!(stage.seen("shop/closed", RESPOND).len(), 0, "the refusing application was visited");
 }
 
 #[test]
