@@ -14,7 +14,7 @@ use std::thread::JoinHandle;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::{AbortHandle, LocalSet};
 
-use crate::capture::{Acceptor, Listeners, Pod};
+use crate::capture::{Acceptor, Close, Listeners, Pod};
 use crate::hbone::{Handshakes, Placement, WorkerId};
 use crate::identity::Store;
 use crate::inbound::{self, Inbound};
@@ -49,7 +49,7 @@ pub struct Worker {
     inbound: Rc<Inbound>,
     outbound: Rc<Outbound>,
     /// The listeners this worker serves, by pod UID.
-    serving: RefCell<HashMap<Arc<str>, Vec<AbortHandle>>>,
+    serving: RefCell<HashMap<Arc<str>, Vec<(AbortHandle, Close)>>>,
     stop: Notify,
     draining: Cell<bool>,
 }
@@ -219,18 +219,19 @@ impl Worker {
         let outbound = Acceptor::new(listeners.outbound)?;
         let plaintext = Acceptor::new(listeners.plaintext)?;
         let tunnel = Acceptor::new(listeners.tunnel)?;
+        let closers = [outbound.closer(), plaintext.closer(), tunnel.closer()];
         let tasks = [
-            tokio::task::spawn_local(self.outbound.clone().serve(pod.clone(), outbound)).abort_handle(),
-            tokio::task::spawn_local(self.inbound.clone().serve_plaintext(pod.clone(), plaintext))
-                .abort_handle(),
-            tokio::task::spawn_local(self.inbound.clone().serve(pod.clone(), tunnel)).abort_handle(),
+            tokio::task::spawn_local(self.outbound.clone().serve(pod.clone(), outbound)),
+            tokio::task::spawn_local(self.inbound.clone().serve_plaintext(pod.clone(), plaintext)),
+            tokio::task::spawn_local(self.inbound.clone().serve(pod.clone(), tunnel)),
         ];
-        self.serving.borrow_mut().insert(pod.uid.clone(), tasks.into());
+        let tasks = tasks.map(|task| task.abort_handle()).into_iter().zip(closers).collect();
+        self.serving.borrow_mut().insert(pod.uid.clone(), tasks);
         Ok(())
     }
 
     fn cut(&self, pod: &Arc<str>) {
-        for listener in self.serving.borrow_mut().remove(pod).into_iter().flatten() {
+        for (listener, _) in self.serving.borrow_mut().remove(pod).into_iter().flatten() {
             listener.abort();
         }
         self.inbound.cut_ended();
@@ -239,8 +240,8 @@ impl Worker {
 
     fn drain(&self) {
         self.draining.set(true);
-        for listener in self.serving.borrow_mut().drain().flat_map(|(_, listeners)| listeners) {
-            listener.abort();
+        for (_, close) in self.serving.borrow().values().flatten() {
+            close.in_order();
         }
         self.inbound.drain();
     }

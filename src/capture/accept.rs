@@ -5,11 +5,13 @@ use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::ops::Deref;
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use rustix::net::{SocketFlags, acceptfrom_with};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::sync::Notify;
 
 use crate::net::socket::reset_on_close;
 use crate::net::{ClientAddr, watched};
@@ -22,6 +24,18 @@ pub struct Acceptor {
     listener: AsyncFd<OwnedFd>,
     /// Given up to accept and close one connection when no descriptor is left, so that the client learns of it.
     reserve: Option<File>,
+    close: Close,
+}
+
+/// The order to close one listener, given from the thread that serves it.
+#[derive(Clone, Debug, Default)]
+pub struct Close(Rc<Notify>);
+
+impl Close {
+    /// What has been established is still accepted; then the listener closes.
+    pub fn in_order(&self) {
+        self.0.notify_one();
+    }
 }
 
 /// A connection nobody has read from, in no reactor.
@@ -66,20 +80,40 @@ impl Drop for Unanswered {
 impl Acceptor {
     /// Registers `listener` with the calling thread's reactor.
     pub fn new(listener: TcpListener) -> io::Result<Self> {
-        Ok(Self { listener: watched(listener.into(), Interest::READABLE)?, reserve: reserve() })
+        Ok(Self {
+            listener: watched(listener.into(), Interest::READABLE)?,
+            reserve: reserve(),
+            close: Close::default(),
+        })
     }
 
-    /// The next connection. Errors that concern one connection are skipped; when descriptors run out, the oldest
+    /// What closes this listener.
+    pub fn closer(&self) -> Close {
+        self.close.clone()
+    }
+
+    /// The next connection; `None` once it was told to close and nobody waits any more. Closing with somebody in the
+    /// queue would reset a client that was already told that it is connected. Errors that concern one connection are skipped; when descriptors run out, the oldest
     /// waiting connection is closed and the rest wait.
     ///
     /// Cancel: nothing is lost.
-    pub async fn next(&mut self) -> Accepted {
+    pub async fn next(&mut self) -> Option<Accepted> {
         loop {
-            match self.listener.async_io(Interest::READABLE, accept).await {
+            let accepted = tokio::select! {
+                accepted = self.listener.async_io(Interest::READABLE, accept) => accepted,
+                () = self.close.0.notified() => {
+                    // Kept for the next call: the order stands until the queue is empty.
+                    self.close.in_order();
+                    accept(self.listener.get_ref())
+                }
+            };
+            match accepted {
                 Ok((socket, addr)) => {
                     let socket = Unanswered(Some(socket));
-                    return Accepted { socket, client: ClientAddr::new(addr), at: Instant::now() };
+                    return Some(Accepted { socket, client: ClientAddr::new(addr), at: Instant::now() });
                 }
+                // Only an order to close asks without having waited.
+                Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => return None,
                 Err(cause) if is_about_one_connection(&cause) => {}
                 Err(cause) => {
                     tracing::warn!(%cause, "cannot accept; raise the limit of open files if this goes on");
@@ -139,8 +173,7 @@ mod tests {
     use super::*;
     use crate::net::socket;
 
-    #[tokio::test]
-    async fn a_client_that_nobody_answers_is_reset() {
+    fn acceptor() -> (Acceptor, SocketAddr) {
         let listener = socket::listen(&socket::Listen {
             addr: "127.0.0.1:0".parse().unwrap(),
             mark: None,
@@ -150,12 +183,28 @@ mod tests {
         });
         let listener = listener.unwrap().0;
         let addr = listener.local_addr().unwrap();
-        let mut acceptor = Acceptor::new(listener).unwrap();
+        (Acceptor::new(listener).unwrap(), addr)
+    }
+
+    #[tokio::test]
+    async fn a_client_that_nobody_answers_is_reset() {
+        let (mut acceptor, addr) = acceptor();
         let mut dropped = TcpStream::connect(addr).unwrap();
         drop(acceptor.next().await);
         assert_eq!(dropped.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
         let mut answered = TcpStream::connect(addr).unwrap();
-        drop(acceptor.next().await.socket.answer());
+        drop(acceptor.next().await.unwrap().socket.answer());
         assert_eq!(answered.read(&mut [0]).unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn who_waits_in_the_queue_is_accepted_before_the_listener_closes() {
+        let (mut acceptor, addr) = acceptor();
+        let waiting = [(); 3].map(|()| TcpStream::connect(addr).unwrap());
+        acceptor.closer().in_order();
+        for _ in &waiting {
+            assert!(acceptor.next().await.is_some());
+        }
+        assert!(acceptor.next().await.is_none());
     }
 }

@@ -10,7 +10,7 @@ mod pod;
 pub mod rules;
 mod spoof;
 
-pub use accept::{Accepted, Acceptor, Unanswered};
+pub use accept::{Accepted, Acceptor, Close, Unanswered};
 pub use pod::{Config, Listeners, Pod};
 pub use spoof::{Downstream, SpoofError, Spoofed, connected};
 

@@ -145,8 +145,7 @@ impl Inbound {
 
     /// Serves one pod's tunnel port until it is dropped.
     pub async fn serve(self: Rc<Self>, pod: Arc<Pod>, mut listener: Acceptor) {
-        loop {
-            let accepted = listener.next().await;
+        while let Some(accepted) = listener.next().await {
             tokio::task::spawn_local(self.clone().arrived(pod.clone(), accepted));
         }
     }

@@ -34,8 +34,7 @@ struct Caller {
 impl Inbound {
     /// Serves one pod's plaintext port until it is dropped.
     pub async fn serve_plaintext(self: Rc<Self>, pod: Arc<Pod>, mut listener: Acceptor) {
-        loop {
-            let accepted = listener.next().await;
+        while let Some(accepted) = listener.next().await {
             let Some(caller) = self.caller(pod.clone(), accepted) else { continue };
             let owner = self.placement.least_loaded(self.worker);
             self.post.to(owner, |inbound| {

@@ -109,8 +109,7 @@ impl Outbound {
 
     /// Serves one pod's outgoing connections until it is dropped.
     pub async fn serve(self: Rc<Self>, pod: Arc<Pod>, mut listener: Acceptor) {
-        loop {
-            let accepted = listener.next().await;
+        while let Some(accepted) = listener.next().await {
             tokio::task::spawn_local(self.clone().captured(pod.clone(), accepted));
         }
     }
