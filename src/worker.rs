@@ -49,10 +49,13 @@ pub struct Worker {
     inbound: Rc<Inbound>,
     outbound: Rc<Outbound>,
     /// The listeners this worker serves, by pod UID.
-    serving: RefCell<HashMap<Arc<str>, Vec<(AbortHandle, Close)>>>,
+    serving: RefCell<HashMap<Arc<str>, [Serving; 3]>>,
     stop: Notify,
     draining: Cell<bool>,
 }
+
+/// One listener being served: how it ends at once, and how it closes in order.
+type Serving = (AbortHandle, Close);
 
 /// All workers, seen from the service thread.
 pub struct Fleet {
@@ -219,14 +222,18 @@ impl Worker {
         let outbound = Acceptor::new(listeners.outbound)?;
         let plaintext = Acceptor::new(listeners.plaintext)?;
         let tunnel = Acceptor::new(listeners.tunnel)?;
-        let closers = [outbound.closer(), plaintext.closer(), tunnel.closer()];
-        let tasks = [
-            tokio::task::spawn_local(self.outbound.clone().serve(pod.clone(), outbound)),
-            tokio::task::spawn_local(self.inbound.clone().serve_plaintext(pod.clone(), plaintext)),
-            tokio::task::spawn_local(self.inbound.clone().serve(pod.clone(), tunnel)),
+        let [for_outbound, for_plaintext, for_tunnel] =
+            [&outbound, &plaintext, &tunnel].map(Acceptor::closer);
+        let outbound = tokio::task::spawn_local(self.outbound.clone().serve(pod.clone(), outbound));
+        let plaintext =
+            tokio::task::spawn_local(self.inbound.clone().serve_plaintext(pod.clone(), plaintext));
+        let tunnel = tokio::task::spawn_local(self.inbound.clone().serve(pod.clone(), tunnel));
+        let serving = [
+            (outbound.abort_handle(), for_outbound),
+            (plaintext.abort_handle(), for_plaintext),
+            (tunnel.abort_handle(), for_tunnel),
         ];
-        let tasks = tasks.map(|task| task.abort_handle()).into_iter().zip(closers).collect();
-        self.serving.borrow_mut().insert(pod.uid.clone(), tasks);
+        self.serving.borrow_mut().insert(pod.uid.clone(), serving);
         Ok(())
     }
 
