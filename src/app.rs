@@ -227,15 +227,18 @@ async fn upkeep(pods: &Running, mesh: &Handle, metrics: &node::Metrics, proxies:
     let mut changes = mesh.changes();
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     let (mut started, mut stopped) = (0, 0);
+    let mut followed = true;
     loop {
         tokio::select! {
-            change = changes.changed() => match change {
+            change = changes.changed(), if followed => match change {
                 Ok(()) => {
                     pods.fleet.judge_again();
                     pods.claim_certificates();
                 }
-                // The discovery thread ended; nothing will change any more.
-                Err(_) => std::future::pending().await,
+                Err(_) => {
+                    followed = false;
+                    tracing::error!("nobody follows the mesh any more; restart the process to see its changes");
+                }
             },
             _ = tick.tick() => {}
         }
@@ -303,7 +306,7 @@ impl Pods for Running {
             Stop::Cut => {
                 let served = self.pods.borrow_mut().remove(uid);
                 if let Some(served) = served {
-                    self.fleet.cut(&served.pod, served.worker);
+                    self.fleet.cut(&served.pod, served.worker).await;
                 }
             }
             Stop::Drain => {

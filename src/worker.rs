@@ -59,9 +59,6 @@ pub struct Worker {
     closing: watch::Sender<bool>,
 }
 
-/// A pod and the tasks of its three listeners.
-type Serving = (Arc<Pod>, [Task<()>; 3]);
-
 /// All workers, seen from the service thread.
 pub struct Fleet {
     post: Post<Worker>,
@@ -86,6 +83,7 @@ impl Fleet {
             seed.registry.runtime(runtime.handle().clone());
             let mail = Mail { own, inbound, outbound };
             let thread = std::thread::Builder::new().name(format!("worker-{id}")).spawn(move || {
+                let _whole = Whole;
                 LocalSet::new().block_on(&runtime, work(id, seed, to_inbound, to_outbound, mail));
             })?;
             threads.push(thread);
@@ -118,11 +116,32 @@ impl Fleet {
     }
 
     /// Ends a pod at once: its listeners, which `on` serves or is about to, and its connections, wherever they are.
-    pub fn cut(&self, pod: &Pod, on: WorkerId) {
+    /// Returns when the listeners are closed.
+    pub async fn cut(&self, pod: &Pod, on: WorkerId) {
         self.pods[on].fetch_sub(1, Ordering::Relaxed);
         pod.end();
-        let pod = pod.uid.clone();
-        self.post.to_all(move |worker: &Rc<Worker>| worker.cut(&pod));
+        let mut listeners = None;
+        for worker in 0..self.pods.len() {
+            let uid = pod.uid.clone();
+            let (tell, told) = oneshot::channel::<()>();
+            self.post.to(worker, move |worker| {
+                let listeners = worker.cut(&uid);
+                tokio::task::spawn_local(async move {
+                    for listener in listeners {
+                        // An aborted task's end is the end that was asked for.
+                        let _ = listener.await;
+                    }
+                    drop(tell);
+                });
+            });
+            if worker == on {
+                listeners = Some(told);
+            }
+        }
+        if let Some(closed) = listeners {
+            // Dropped rather than sent, so that a worker that ends meanwhile counts as done.
+            let _ = closed.await;
+        }
     }
 
     /// Has every worker judge its live connections again.
@@ -172,15 +191,26 @@ impl Fleet {
             worker.stop.notify_one();
         });
         for thread in self.threads {
-            if thread.join().is_err() {
-                tracing::error!("a worker thread panicked");
-            }
+            thread.join().expect("a worker that panics takes the process with it");
         }
     }
 
     /// Who can be asked what the workers carry, from any thread.
     pub fn observer(&self) -> Observer {
         Observer { post: self.post.clone(), workers: self.pods.len() }
+    }
+}
+
+/// Ends the process when a worker's thread panics: its pods would go dark while the process looks well. A panic in
+/// one connection's task does not come here; it ends that connection.
+struct Whole;
+
+impl Drop for Whole {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("a worker thread panicked; ending the process, so that its pods are served again");
+            std::process::abort();
+        }
     }
 }
 
@@ -289,12 +319,14 @@ impl Worker {
         Ok(())
     }
 
-    fn cut(&self, pod: &Arc<str>) {
-        if let Some((_, listeners)) = self.serving.borrow_mut().remove(pod) {
-            listeners.iter().for_each(Task::abort);
-        }
+    /// Ends what is here of a pod. Returns its listeners' tasks, which end when they are closed.
+    fn cut(&self, pod: &Arc<str>) -> Vec<Task<()>> {
+        let serving = self.serving.borrow_mut().remove(pod);
+        let listeners: Vec<_> = serving.into_iter().flat_map(|(_, listeners)| listeners).collect();
+        listeners.iter().for_each(Task::abort);
         self.inbound.cut_ended();
         self.outbound.cut_ended(pod);
+        listeners
     }
 
     fn show(&self) -> (Vec<Arc<Pod>>, Vec<Shown>) {

@@ -177,10 +177,9 @@ mod tests {
             addr: "127.0.0.1:0".parse().unwrap(),
             mark: None,
             reuse_port: false,
-            transparent: socket::Transparent::Off,
             congestion: None,
         });
-        let listener = listener.unwrap().0;
+        let listener = listener.unwrap();
         let addr = listener.local_addr().unwrap();
         (Acceptor::new(listener, closing).unwrap(), addr)
     }

@@ -82,13 +82,13 @@ impl Pod {
                     addr: socket::wildcard(port, config.ipv6),
                     mark: config.mark,
                     reuse_port: config.reuse_port,
-                    transparent: config.transparent,
                     congestion,
                 })
             };
-            let (tunnel, source) = one(TUNNEL_PORT, None)?;
-            let (plaintext, _) = one(PLAINTEXT_PORT, None)?;
-            let (outbound, _) = one(OUTBOUND_PORT, congestion)?;
+            let tunnel = one(TUNNEL_PORT, None)?;
+            let plaintext = one(PLAINTEXT_PORT, None)?;
+            let outbound = one(OUTBOUND_PORT, congestion)?;
+            let source = socket::source_address(config.transparent)?;
             Ok((Listeners { outbound, plaintext, tunnel }, source, congestion))
         })?;
         let pod = Self {

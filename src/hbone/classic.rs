@@ -407,6 +407,8 @@ async fn to_tunnel(
                 }
                 send.send_data(packed(buffer), false).map_err(|cause| lost_while_sending(send, &cause))?;
                 meter.sent(read);
+                // A busy application lets the worker's others have their turn.
+                tokio::task::consume_budget().await;
             }
             Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => {}
             Err(cause) => return Err(Ended::AppReset(cause.kind())),
@@ -460,6 +462,7 @@ async fn to_app(
                 let bytes = data.len();
                 write_all(app, &data).await.map_err(|cause| Ended::AppReset(cause.kind()))?;
                 meter.received(bytes);
+                tokio::task::consume_budget().await;
                 // Credit only for what the application took.
                 receive.flow_control().release_capacity(bytes).map_err(|cause| ended_by(&cause))?;
             }

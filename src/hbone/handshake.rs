@@ -25,7 +25,7 @@ use super::error::HandshakeError;
 use super::transport::Transport;
 use super::{TCP_DEADLINE, TLS_DEADLINE};
 use crate::capture::{Pod, connected};
-use crate::identity::VerifiedPeer;
+use crate::identity::{VerifiedPeer, require_h2};
 use crate::net::canonical;
 
 type Job = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = ()>>> + Send>;
@@ -196,6 +196,7 @@ async fn connect(plan: DialPlan) -> Result<Secured, HandshakeError> {
         .await
         .map_err(|_| HandshakeError::TlsTimeout(TLS_DEADLINE))?
         .map_err(|cause| HandshakeError::Tls(cause.into()))?;
+    require_h2(stream.get_ref().1).map_err(|cause| HandshakeError::Peer(cause.to_string()))?;
     secured(stream.into(), tcp_done)
 }
 

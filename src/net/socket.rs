@@ -48,8 +48,6 @@ pub struct Listen {
     pub mark: Mark,
     /// Whether another process may listen on the same port, for the overlap of an upgrade.
     pub reuse_port: bool,
-    /// Whether accepted sockets' packets may carry foreign addresses; says whether it must work.
-    pub transparent: Transparent,
     /// Congestion control that accepted sockets inherit; `None` keeps the system's.
     pub congestion: Option<&'static str>,
 }
@@ -65,7 +63,7 @@ pub enum Transparent {
     Off,
 }
 
-/// Whether a listener got `IP_TRANSPARENT`, and with it the right to keep clients' addresses.
+/// Whether sockets may use `IP_TRANSPARENT`, the right to keep clients' addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SourceAddress {
     /// The application sees the client's address.
@@ -78,7 +76,7 @@ pub enum SourceAddress {
 ///
 /// # Errors
 /// The system's answer with the address and the option in its text.
-pub fn listen(how: &Listen) -> io::Result<(TcpListener, SourceAddress)> {
+pub fn listen(how: &Listen) -> io::Result<TcpListener> {
     let what = |step: &'static str| {
         move |cause: io::Error| io::Error::new(cause.kind(), format!("{step} for {}: {cause}", how.addr))
     };
@@ -100,19 +98,34 @@ pub fn listen(how: &Listen) -> io::Result<(TcpListener, SourceAddress)> {
     if let Some(name) = how.congestion {
         prefer_congestion(&socket, name);
     }
-    let source = match how.transparent {
-        Transparent::Off => SourceAddress::Replaced,
-        wanted => match sys::set_ip_transparent(socket.as_fd()) {
-            Ok(()) => SourceAddress::Kept,
-            Err(cause) if wanted == Transparent::Required => {
-                return Err(what("setting IP_TRANSPARENT (CAP_NET_ADMIN or CAP_NET_RAW is needed)")(cause));
-            }
-            Err(_) => SourceAddress::Replaced,
-        },
-    };
     socket.bind(&how.addr.into()).map_err(what("binding"))?;
     socket.listen(BACKLOG).map_err(what("listening"))?;
-    Ok((socket.into(), source))
+    Ok(socket.into())
+}
+
+/// Whether sockets made by the calling thread may use clients' addresses, found out on one that is thrown away.
+///
+/// Listeners do without: what they accept would be transparent too, and for a transparent socket the kernel does
+/// not take back an early demultiplexing that a REDIRECT rule has made wrong (`nf_nat_ipv4_local_in`). Of two
+/// connections from one client port to two ports of a pod, one would then hang.
+///
+/// # Errors
+/// Only where it is [`Transparent::Required`]: the kernel's refusal.
+pub fn source_address(wanted: Transparent) -> io::Result<SourceAddress> {
+    if wanted == Transparent::Off {
+        return Ok(SourceAddress::Replaced);
+    }
+    let scratch = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+    match sys::set_ip_transparent(scratch.as_fd()) {
+        Ok(()) => Ok(SourceAddress::Kept),
+        Err(_) if wanted == Transparent::BestEffort => Ok(SourceAddress::Replaced),
+        Err(cause) => Err(io::Error::new(
+            cause.kind(),
+            format!(
+                "setting IP_TRANSPARENT, which ENABLE_ORIG_SRC=true demands (CAP_NET_ADMIN or CAP_NET_RAW is needed): {cause}"
+            ),
+        )),
+    }
 }
 
 /// The wildcard address to listen on: dual-stack where it is wanted and the kernel has IPv6, else IPv4 only.

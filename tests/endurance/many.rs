@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 
 use adit::lab::{self, Behaviour, Capture, Server, Side};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use socket2::{Domain, Socket, Type};
 
 use crate::stage::{SOON, Stage, Way, accept, fresh_port, until};
 
@@ -20,6 +21,7 @@ fn hundreds_of_connections_share_a_few_tunnels_and_thousands_share_one_source_ad
     let stage = Stage::new();
     two_hundred_through_tunnels(&stage);
     five_thousand_from_one_address(&stage);
+    one_client_port_towards_two_ports(&stage);
 }
 
 fn two_hundred_through_tunnels(stage: &Stage) {
@@ -53,6 +55,31 @@ fn two_hundred_through_tunnels(stage: &Stage) {
         2 * needed
     );
     println!("{IN_TUNNELS} connections through {} tunnels", report.tunnels);
+}
+
+/// The kernel may meet both connections at one redirected listener; neither may get in the other's way.
+fn one_client_port_towards_two_ports(stage: &Stage) {
+    let (from, to) = stage.ends(Way::PlainIn);
+    let ports = [fresh_port(), fresh_port()];
+    let _echoes = ports.map(|port| Server::start(to, port, Behaviour::Echo).unwrap());
+    for client_port in 20_000..20_020 {
+        let dial = |port| {
+            from.netns().run(|| {
+                let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+                socket.set_reuse_address(true)?;
+                socket.set_read_timeout(Some(SOON))?;
+                socket.bind(&SocketAddr::new(from.ipv4().into(), client_port).into())?;
+                socket.connect_timeout(&to.at(port).into(), SOON)?;
+                Ok(TcpStream::from(socket))
+            })
+        };
+        let both = ports.map(|port| {
+            dial(port).unwrap_or_else(|cause| panic!("from port {client_port} to port {port}: {cause}"))
+        });
+        for (nth, client) in both.iter().enumerate() {
+            echoes(client, nth);
+        }
+    }
 }
 
 /// 64 KiB that no other connection sends come back as they were.

@@ -77,8 +77,6 @@ fn a_new_process_takes_over_and_nobody_is_refused() {
                 if all || failed { Ok(()) } else { Err(format!("{before:?} calls before, {now:?} now")) }
             });
         };
-        // To the port that is called: a client's port must not be in use towards two ports of one pod, which the
-        // kernel confuses when both are redirected to one transparent listener.
         let mut open = Side::BOTH.map(|side| (side, open_on_every_way(&stage, port)));
         some_more();
         for side in Side::BOTH {

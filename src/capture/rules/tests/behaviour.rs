@@ -9,7 +9,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::super::Tools;
 use super::{ordinary, sh};
-use crate::net::socket::{self, Listen, Mark, Transparent};
+use crate::net::socket::{self, Listen, Mark};
 use crate::net::{Netns, canonical};
 
 const PROXY: Mark = Some(0x539);
@@ -61,8 +61,8 @@ fn wired() -> Wired {
 }
 
 fn listen(netns: &Netns, addr: SocketAddr, mark: Mark) -> TcpListener {
-    let how = Listen { addr, mark, reuse_port: true, transparent: Transparent::Off, congestion: None };
-    netns.run(|| socket::listen(&how)).unwrap().0
+    let how = Listen { addr, mark, reuse_port: true, congestion: None };
+    netns.run(|| socket::listen(&how)).unwrap()
 }
 
 /// Accepts the one connection that should come.
