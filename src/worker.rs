@@ -164,6 +164,7 @@ impl Fleet {
                     }
                     // Only now: who is told to go elsewhere must not meet a listener that closes.
                     worker.inbound.drain();
+                    worker.outbound.drain();
                     drop(tell);
                 });
             });

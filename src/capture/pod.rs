@@ -3,12 +3,15 @@
 use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::spoof::Downstreams;
 use super::{OUTBOUND_PORT, PLAINTEXT_PORT, TUNNEL_PORT};
 use crate::net::socket::{self, Keepalive, Listen, Mark, SourceAddress, Transparent, default_congestion};
 use crate::net::{Netns, TargetAddr};
+
+/// Peers of one pod that may be in their handshake at a time.
+const UNPROVEN: usize = 512;
 
 /// How sockets in pods are made.
 #[derive(Clone, Debug)]
@@ -46,6 +49,8 @@ pub struct Pod {
     pub(super) congestion: Option<&'static str>,
     pub(super) downstreams: Downstreams,
     ended: AtomicBool,
+    /// Tunnels to the pod that have not proven who they are.
+    unproven: AtomicUsize,
 }
 
 /// A pod's listeners, bound and listening, in no reactor.
@@ -102,6 +107,7 @@ impl Pod {
             congestion,
             downstreams: Downstreams::default(),
             ended: AtomicBool::new(false),
+            unproven: AtomicUsize::new(0),
         };
         Ok((pod, listeners))
     }
@@ -110,6 +116,14 @@ impl Pod {
     /// worker after that looks at [`Pod::has_ended`].
     pub fn end(&self) {
         self.ended.store(true, Ordering::Release);
+    }
+
+    /// Takes one of the pod's places for peers that have not proven who they are; `None` when all are taken. One
+    /// pod's callers cannot use up what the handshakes of all pods share.
+    pub fn admit_unproven(self: &Arc<Self>) -> Option<Unproven> {
+        let place = Unproven(self.clone());
+        // Counted first, then compared: two takers of the last place cannot both get it.
+        (self.unproven.fetch_add(1, Ordering::Relaxed) < UNPROVEN).then_some(place)
     }
 
     /// Whether the pod is served no more, so that nothing new may be begun for it.
@@ -124,5 +138,15 @@ impl Pod {
             socket::prefer_congestion(&socket, name);
         }
         Ok(socket)
+    }
+}
+
+/// One peer that has not proven who it is. Its place is free again when this is dropped.
+#[derive(Debug)]
+pub struct Unproven(Arc<Pod>);
+
+impl Drop for Unproven {
+    fn drop(&mut self) {
+        self.0.unproven.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -22,6 +22,7 @@ use tokio_rustls::TlsStream;
 use super::connect::ConnectRequest;
 use super::error::{HandshakeError, OpenError};
 use super::handshake::Secured;
+use super::pool::Carried;
 use super::transport::Transport;
 use super::{CONNECT_DEADLINE, Config, PREFACE_DEADLINE, keepalive};
 use crate::flow::relay::{Fin, Meter, broken, reset_after_fin, write_all};
@@ -50,6 +51,8 @@ pub struct Tunnel {
     streams: Rc<Cell<usize>>,
     /// Set once no new stream may be opened: the peer is going away, or the connection died.
     closed: Rc<Cell<bool>>,
+    /// What [`Tunnel::count`] was given; goes when the connection ends, which may be after this value went.
+    counted: Rc<Cell<Option<Carried>>>,
     driver: JoinHandle<()>,
 }
 
@@ -73,6 +76,8 @@ impl Tunnel {
         let pings = connection.ping_pong();
         let closed = Rc::new(Cell::new(false));
         let flag = closed.clone();
+        let counted = Rc::new(Cell::new(None));
+        let count = counted.clone();
         let driver = tokio::task::spawn_local(async move {
             let watch = async {
                 match pings {
@@ -87,8 +92,17 @@ impl Tunnel {
                 reason = watch => tracing::warn!(%reason, "tunnel cut"),
             }
             flag.set(true);
+            drop(count.take());
         });
-        Ok(Self { requests, peer, streams: Rc::new(Cell::new(0)), closed, driver })
+        Ok(Self { requests, peer, streams: Rc::new(Cell::new(0)), closed, counted, driver })
+    }
+
+    /// Has the tunnel count as carried until its connection has ended: bytes of streams that are over may still be
+    /// on their way, and the end of the process waits for what is carried.
+    pub fn count(&self, carried: Carried) {
+        if !self.driver.is_finished() {
+            self.counted.set(Some(carried));
+        }
     }
 
     /// Who is at the other end.

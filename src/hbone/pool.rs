@@ -263,6 +263,7 @@ impl Opening<'_> {
         let answer = opened.map(Rc::new);
         if let Some(entry) = self.pool.keys.borrow_mut().get_mut(self.key) {
             if let Ok(tunnel) = &answer {
+                tunnel.count(self.pool.placement.carry(self.pool.worker));
                 entry.tunnels.push(Member { tunnel: tunnel.clone(), last_used: Instant::now() });
             }
             for waiter in entry.opening.take().into_iter().flatten() {

@@ -188,6 +188,16 @@ mod tests {
     }
 
     #[test]
+    fn one_pods_unproven_peers_have_places_that_run_out_and_come_back() {
+        let (full, other) = (pod("cart"), pod("db"));
+        let mut places: Vec<_> = std::iter::from_fn(|| full.admit_unproven()).take(10_000).collect();
+        assert!((1..10_000).contains(&places.len()), "{} places", places.len());
+        assert!(full.admit_unproven().is_none() && other.admit_unproven().is_some());
+        places.pop();
+        assert!(full.admit_unproven().is_some());
+    }
+
+    #[test]
     fn a_denied_connection_gets_no_proof_and_leaves_no_trace() {
         let (judged, cart) = (Judged::default(), pod("cart"));
         let denial = ask(&judged, &cart, 7, &closed().snapshot()).err().expect("the address is denied");

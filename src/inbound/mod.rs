@@ -36,7 +36,7 @@ use crate::identity::{Store, VerifiedPeer};
 use crate::mesh::{Handle, Snapshot, Workload};
 use crate::net::ClientAddr;
 use crate::net::mailbox::Post;
-use crate::net::socket::SourceAddress;
+use crate::net::socket::{SourceAddress, reset_on_close};
 use crate::policy::{Denial, Facts};
 use crate::telemetry::{Counter, Refusal, Reporter, Security, Shard, Text};
 use admit::{Admitted, Cut, Judged, Subject, admit};
@@ -215,7 +215,10 @@ impl Inbound {
         });
     }
 
-    async fn secure(&self, pod: &Pod, accepted: Accepted) -> Result<Secured, (Refusal, String)> {
+    async fn secure(&self, pod: &Arc<Pod>, accepted: Accepted) -> Result<Secured, (Refusal, String)> {
+        let _place = pod.admit_unproven().ok_or_else(|| {
+            (Refusal::OverBudget, "too many peers of this pod are in their TLS handshake".to_owned())
+        })?;
         let local = self.workload(pod).await.ok_or_else(|| (Refusal::UnknownWorkload, unknown(pod)))?;
         let identity = local.identity().map_err(|cause| (Refusal::UnknownWorkload, cause.to_string()))?;
         let credentials = self
@@ -348,7 +351,10 @@ impl Inbound {
             .and_then(|text| HeaderValue::from_str(&text).ok());
         let opened = match incoming.accept(baggage) {
             Ok(opened) => opened,
-            Err(cause) => return Outcome::TunnelLost(cause.to_string()),
+            Err(cause) => {
+                reset_on_close(&app);
+                return Outcome::TunnelLost(cause.to_string());
+            }
         };
         tokio::select! {
             ended = opened.carry(app, record) => ended.outcome(Side::Server),

@@ -68,6 +68,9 @@ impl Outbound {
             }
             () = ticket.cut() => Err(Outcome::Drained),
         };
+        if self.draining.get() {
+            self.pools.borrow_mut().remove(&placed.pod.uid);
+        }
         let record = Record::open(&self.shard, timeline, parties);
         let upstream = match opened {
             Ok(upstream) => upstream,

@@ -57,6 +57,8 @@ pub struct Outbound {
     live: Live<Subject, ()>,
     pools: RefCell<HashMap<Arc<str>, Rc<Pool>>>,
     chance: RefCell<Chance>,
+    /// Set for good by [`Outbound::drain`].
+    draining: Cell<bool>,
 }
 
 /// One live connection, for operators and for the end of its pod.
@@ -106,6 +108,7 @@ impl Outbound {
             live: Live::default(),
             pools: RefCell::default(),
             chance: RefCell::default(),
+            draining: Cell::new(false),
         })
     }
 
@@ -120,6 +123,13 @@ impl Outbound {
     pub fn cut_ended(&self, pod: &str) {
         self.live.cut(|subject| subject.pod.has_ended().then_some(()));
         self.pools.borrow_mut().remove(pod);
+    }
+
+    /// Lets go of all tunnels, now and as connections end: each closes in order when its last stream is done and the
+    /// peer has taken what was sent.
+    pub fn drain(&self) {
+        self.draining.set(true);
+        self.pools.borrow_mut().clear();
     }
 
     /// Ends everything at once.
