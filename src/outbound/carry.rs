@@ -22,7 +22,7 @@ use crate::flow::{baggage_of, labels_of_service, peer_of};
 use crate::hbone::{
     ConnectRequest, DialPlan, HandshakeError, OpenError, Opened, TCP_DEADLINE, TraceIds, Tunnel,
 };
-use crate::mesh::Service;
+use crate::mesh::{Protocol, Service};
 use crate::telemetry::{Refusal, Reporter, Security};
 
 /// Endpoints tried for one connection.
@@ -144,11 +144,32 @@ impl Outbound {
         };
         let dial = async { connected(placed.pod.dial_out(to)?, TCP_DEADLINE).await };
         match dial.await {
-            Ok(upstream) => {
+            Ok(upstream) if self.is_still_plain(placed, route) => {
                 timeline.stamp(Stage::Tcp, std::time::Instant::now());
                 Ok(Upstream::Plain(upstream))
             }
+            Ok(_) => {
+                let why = "the mesh changed while it was dialled, and plaintext is no longer the way there";
+                let outcome = Outcome::ConnectFailed(io::Error::other(why));
+                Err(Failed { outcome, elsewhere: true })
+            }
             Err(cause) => Err(Failed { outcome: Outcome::ConnectFailed(cause), elsewhere: true }),
+        }
+    }
+
+    /// Whether `route`, decided before the connection was placed and dialled, would be plaintext by the latest
+    /// snapshot too. Asked last, when no byte of the client has left.
+    fn is_still_plain(&self, placed: &Placed, route: &Route) -> bool {
+        match route {
+            Route::Tunnel(_) => false,
+            Route::Plain { workload, .. } => {
+                let mesh = self.mesh.load();
+                mesh.workload(&workload.uid).is_none_or(|now| now.protocol == Protocol::Tcp)
+            }
+            Route::Passthrough(_) => {
+                let now = self.decide(&placed.source, placed.accepted.client, placed.original, &[]);
+                matches!(now, Ok(Route::Passthrough(_) | Route::Plain { .. }))
+            }
         }
     }
 
