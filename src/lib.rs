@@ -11,6 +11,7 @@
 //! admin                                what operators see
 //! node · worker                        the pods of this node; the threads that carry their connections
 //! inbound · outbound                   one connection from start to end
+//! hands                                what both have at hand
 //! hbone                                tunnels
 //! capture · flow · discovery           sockets in a pod; what is kept of a connection; where state comes from
 //! mesh                                 workloads and services, an immutable snapshot
@@ -27,6 +28,7 @@ pub mod config;
 pub mod demo;
 pub mod discovery;
 pub mod flow;
+pub mod hands;
 pub mod hbone;
 pub mod identity;
 pub mod inbound;

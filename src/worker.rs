@@ -16,13 +16,14 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::{JoinHandle as Task, LocalSet};
 
 use crate::capture::{Acceptor, Listeners, Pod};
+use crate::hands::Hands;
 use crate::hbone::{Handshakes, Placement, WorkerId};
 use crate::identity::Store;
 use crate::inbound::{self, Inbound};
 use crate::mesh;
 use crate::net::mailbox::{Mailbox, Post};
 use crate::outbound::{self, Outbound};
-use crate::telemetry::{Counter, Registry, Reporter};
+use crate::telemetry::{Counter, Registry, Reporter, Shard};
 
 /// What every worker is given at its start.
 #[derive(Clone)]
@@ -47,6 +48,20 @@ pub struct Seed {
 
 /// A pod and the tasks of its three listeners.
 type Serving = (Arc<Pod>, [Task<()>; 3]);
+
+impl Seed {
+    fn hands<T>(&self, worker: WorkerId, post: Post<T>, shard: &Shard) -> Hands<T> {
+        Hands {
+            worker,
+            mesh: self.mesh.clone(),
+            store: self.store.clone(),
+            handshakes: self.handshakes.clone(),
+            placement: self.placement.clone(),
+            post,
+            shard: shard.clone(),
+        }
+    }
+}
 
 /// One worker, on its thread.
 pub struct Worker {
@@ -265,27 +280,9 @@ struct Mail {
 
 async fn work(id: WorkerId, seed: Seed, to_inbound: Post<Inbound>, to_outbound: Post<Outbound>, mail: Mail) {
     let shard = seed.registry.shard();
-    let inbound = Inbound::new(
-        id,
-        seed.inbound,
-        seed.mesh.clone(),
-        seed.store.clone(),
-        seed.handshakes.clone(),
-        seed.placement.clone(),
-        to_inbound,
-        shard.clone(),
-        seed.replaced,
-    );
-    let outbound = Outbound::new(
-        id,
-        seed.outbound,
-        seed.mesh,
-        seed.store,
-        seed.handshakes,
-        seed.placement,
-        to_outbound,
-        shard,
-    );
+    let inbound =
+        Inbound::new(seed.hands(id, to_inbound, &shard), seed.inbound.clone(), seed.replaced.clone());
+    let outbound = Outbound::new(seed.hands(id, to_outbound, &shard), seed.outbound.clone());
     let worker = Rc::new(Worker {
         inbound: inbound.clone(),
         outbound: outbound.clone(),

@@ -46,9 +46,6 @@ pub struct Config {
     pub idle_release: Duration,
 }
 
-/// Port of the tunnel listener in every pod.
-pub const HBONE_PORT: u16 = 15008;
-
 /// A TLS handshake that takes longer is given up, in both roles.
 pub const TLS_DEADLINE: Duration = Duration::from_secs(5);
 /// The peer's HTTP/2 preface and SETTINGS must arrive within this.

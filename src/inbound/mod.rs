@@ -17,7 +17,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use http::{HeaderMap, HeaderValue, StatusCode};
 use tokio::net::TcpStream;
@@ -29,16 +29,14 @@ use crate::flow::{
     Baggage, Outcome, Parties, Peer, Record, Seen, Side, Stage, Timeline, baggage_of, early_deny,
     labels_of_service, peer_of,
 };
-use crate::hbone::{
-    self, HandshakeError, Handshakes, Incoming, Placement, Secured, Server, TCP_DEADLINE, WorkerId,
-};
-use crate::identity::{Store, VerifiedPeer};
-use crate::mesh::{Handle, Snapshot, Workload};
+use crate::hands::Hands;
+use crate::hbone::{self, HandshakeError, Incoming, Secured, Server, TCP_DEADLINE};
+use crate::identity::VerifiedPeer;
+use crate::mesh::Workload;
 use crate::net::ClientAddr;
-use crate::net::mailbox::Post;
 use crate::net::socket::{SourceAddress, reset_on_close};
 use crate::policy::{Denial, Facts};
-use crate::telemetry::{Counter, Refusal, Reporter, Security, Shard, Text};
+use crate::telemetry::{Counter, Refusal, Reporter, Security, Text};
 use admit::{Admitted, Cut, Judged, Subject, admit};
 use request::TunnelRequest;
 use target::{NoTarget, Target, target};
@@ -56,19 +54,10 @@ pub struct Config {
     pub hbone: hbone::Config,
 }
 
-/// How long a connection waits for the control plane to name its pod.
-const WORKLOAD_DEADLINE: Duration = Duration::from_secs(5);
-
 /// One worker's inbound side.
 pub struct Inbound {
-    worker: WorkerId,
+    hands: Hands<Self>,
     config: Config,
-    mesh: Handle,
-    store: Store,
-    handshakes: Handshakes,
-    placement: Arc<Placement>,
-    post: Post<Self>,
-    shard: Shard,
     replaced: Counter,
     judged: Judged,
     tunnels: Live<Arc<Pod>, End>,
@@ -114,27 +103,10 @@ impl DialError {
 
 impl Inbound {
     /// One worker's inbound side, with no connections.
-    #[expect(clippy::too_many_arguments, reason = "each room's handles are given one by one, and only here")]
-    pub fn new(
-        worker: WorkerId,
-        config: Config,
-        mesh: Handle,
-        store: Store,
-        handshakes: Handshakes,
-        placement: Arc<Placement>,
-        post: Post<Self>,
-        shard: Shard,
-        replaced: Counter,
-    ) -> Rc<Self> {
+    pub fn new(hands: Hands<Self>, config: Config, replaced: Counter) -> Rc<Self> {
         Rc::new(Self {
-            worker,
+            hands,
             config,
-            mesh,
-            store,
-            handshakes,
-            placement,
-            post,
-            shard,
             replaced,
             judged: Judged::default(),
             tunnels: Live::default(),
@@ -151,7 +123,7 @@ impl Inbound {
 
     /// Judges every live connection by the latest snapshot.
     pub fn judge_again(&self) {
-        admit::judge_again(&self.judged, &self.mesh.load());
+        admit::judge_again(&self.judged, &self.hands.mesh.load());
     }
 
     /// Ends every connection and tunnel of pods that have ended, at once.
@@ -179,9 +151,9 @@ impl Inbound {
 
     /// From accept to the worker that will own the tunnel.
     async fn arrived(self: Rc<Self>, pod: Arc<Pod>, accepted: Accepted) {
-        let _open = self.shard.socket(Reporter::Destination);
+        let _open = self.hands.shard.socket(Reporter::Destination);
         // Until its owner counts it: the end of the process waits for what is carried.
-        let placing = self.placement.carry(self.worker);
+        let placing = self.hands.placement.carry(self.hands.worker);
         let ticket = self.tunnels.enter(pod.clone());
         let client = accepted.client;
         let local = accepted.socket.local_addr();
@@ -197,18 +169,18 @@ impl Inbound {
             Ok(secured) => secured,
             Err((kind, why)) => {
                 let local = local.map_or_else(|_| client.addr(), crate::net::canonical);
-                return early_deny(&self.shard, Reporter::Destination, client, local, kind, &why);
+                return early_deny(&self.hands.shard, Reporter::Destination, client, local, kind, &why);
             }
         };
-        let owner = self.placement.least_loaded(self.worker);
-        if owner == self.worker {
+        let owner = self.hands.placement.least_loaded(self.hands.worker);
+        if owner == self.hands.worker {
             drop(placing);
             return self.tunnel(pod, secured).await;
         }
-        self.post.to(owner, move |inbound| {
+        self.hands.post.to(owner, move |inbound| {
             let inbound = inbound.clone();
             tokio::task::spawn_local(async move {
-                let _open = inbound.shard.socket(Reporter::Destination);
+                let _open = inbound.hands.shard.socket(Reporter::Destination);
                 drop(placing);
                 inbound.tunnel(pod, secured).await;
             });
@@ -219,20 +191,21 @@ impl Inbound {
         let _place = pod.admit_unproven().ok_or_else(|| {
             (Refusal::OverBudget, "too many peers of this pod are in their TLS handshake".to_owned())
         })?;
-        let local = self.workload(pod).await.ok_or_else(|| (Refusal::UnknownWorkload, unknown(pod)))?;
+        let local = self.hands.workload(pod).await.map_err(|why| (Refusal::UnknownWorkload, why))?;
         let identity = local.identity().map_err(|cause| (Refusal::UnknownWorkload, cause.to_string()))?;
         let credentials = self
+            .hands
             .store
             .credentials(identity)
             .await
             .map_err(|cause| (Refusal::UnknownWorkload, format!("identity error: {cause}")))?;
-        self.handshakes.accept(accepted.socket.answer(), credentials.server_config()).await.map_err(|cause| {
-            match cause {
+        self.hands.handshakes.accept(accepted.socket.answer(), credentials.server_config()).await.map_err(
+            |cause| match cause {
                 HandshakeError::Busy(_) => (Refusal::OverBudget, cause.to_string()),
                 HandshakeError::Draining => (Refusal::Draining, cause.to_string()),
                 cause => (Refusal::TlsHandshake, format!("tls handshake error: {cause}")),
-            }
-        })
+            },
+        )
     }
 
     /// One tunnel, on the worker that owns it.
@@ -240,7 +213,7 @@ impl Inbound {
         if pod.has_ended() {
             return;
         }
-        let _carried = self.placement.carry(self.worker);
+        let _carried = self.hands.placement.carry(self.hands.worker);
         let ticket = self.tunnels.enter(pod.clone());
         let tunnel = Rc::new(Tunnel {
             pod,
@@ -284,17 +257,19 @@ impl Inbound {
         let at = Instant::now();
         let deny = |incoming: Incoming, status: StatusCode, kind, why: &dyn Display| {
             incoming.refuse(status);
-            early_deny(&self.shard, Reporter::Destination, tunnel.client, tunnel.local, kind, why);
+            early_deny(&self.hands.shard, Reporter::Destination, tunnel.client, tunnel.local, kind, why);
         };
         let request = match TunnelRequest::parse(incoming.head()) {
             Ok(request) => request,
             Err(bad) => return deny(incoming, StatusCode::BAD_REQUEST, Refusal::BadRequest, &bad),
         };
-        let Some(local) = self.workload(&tunnel.pod).await else {
-            let why = unknown(&tunnel.pod);
-            return deny(incoming, StatusCode::SERVICE_UNAVAILABLE, Refusal::UnknownWorkload, &why);
+        let local = match self.hands.workload(&tunnel.pod).await {
+            Ok(local) => local,
+            Err(why) => {
+                return deny(incoming, StatusCode::SERVICE_UNAVAILABLE, Refusal::UnknownWorkload, &why);
+            }
         };
-        let found = target(&request.authority, tunnel.local.ip(), &local, &self.mesh.load());
+        let found = target(&request.authority, tunnel.local.ip(), &local, &self.hands.mesh.load());
         let found = match found {
             Ok(found) => found,
             Err(none) => return deny(incoming, none.status(), refusal(&none), &none),
@@ -302,7 +277,7 @@ impl Inbound {
         let parties = self.parties(&tunnel, &request, &found, &local, incoming.head().headers());
         let mut timeline = Timeline::new(at);
         timeline.stamp(Stage::Resolved, Instant::now());
-        let record = Record::open(&self.shard, timeline, parties);
+        let record = Record::open(&self.hands.shard, timeline, parties);
 
         let facts =
             Facts { source: Some(tunnel.peer.identity().clone()), client: tunnel.client, target: found.addr };
@@ -328,7 +303,7 @@ impl Inbound {
         local: &Workload,
         record: &Record,
     ) -> Outcome {
-        let _carried = self.placement.carry(self.worker);
+        let _carried = self.hands.placement.carry(self.hands.worker);
         let app = tokio::select! {
             app = self.dial(admitted) => app,
             cut = admitted.revoked() => {
@@ -375,7 +350,7 @@ impl Inbound {
         if subject.pod.has_ended() {
             return Err(Outcome::Drained);
         }
-        match admit(&self.judged, subject, &self.mesh.load()) {
+        match admit(&self.judged, subject, &self.hands.mesh.load()) {
             Ok(admitted) => {
                 if let Some(policy) = admitted.by() {
                     record.allowed_by(policy.to_string().into());
@@ -395,7 +370,7 @@ impl Inbound {
         local: &Workload,
         headers: &HeaderMap,
     ) -> Parties {
-        let mesh = self.mesh.load();
+        let mesh = self.hands.mesh.load();
         let identity = tunnel.peer.identity();
         // Behind a gateway the address is the gateway's and says nothing about the source.
         let through_gateway =
@@ -425,18 +400,6 @@ impl Inbound {
             security: Security::MutualTls,
         }
     }
-
-    /// The pod's workload, waiting for the control plane to name it.
-    async fn workload(&self, pod: &Pod) -> Option<Arc<Workload>> {
-        let find =
-            |mesh: &Snapshot| mesh.local_workload(&pod.name, &pod.namespace, &pod.service_account).cloned();
-        self.mesh.wait_for(WORKLOAD_DEADLINE, find).await
-    }
-}
-
-fn unknown(pod: &Pod) -> String {
-    let (sa, ns, name) = (&pod.service_account, &pod.namespace, &pod.name);
-    format!("failed to fetch information about local workload: {sa}.{ns} ({name})")
 }
 
 /// RST_STREAM code of a peer that no longer wants its stream (RFC 9113 §7).

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use tokio::net::TcpStream;
 
-use super::{Inbound, Subject, cut_short, unknown};
+use super::{Inbound, Subject, cut_short};
 use crate::capture::{Accepted, Acceptor, Downstream, Pod, Unanswered, is_own_port};
 use crate::flow::relay::relay;
 use crate::flow::{
@@ -36,13 +36,13 @@ impl Inbound {
     pub async fn serve_plaintext(self: Rc<Self>, pod: Arc<Pod>, mut listener: Acceptor) {
         while let Some(accepted) = listener.next().await {
             let Some(caller) = self.caller(pod.clone(), accepted) else { continue };
-            let owner = self.placement.least_loaded(self.worker);
+            let owner = self.hands.placement.least_loaded(self.hands.worker);
             // Until its owner counts it: the end of the process waits for what is carried.
-            let placing = self.placement.carry(self.worker);
-            self.post.to(owner, |inbound| {
+            let placing = self.hands.placement.carry(self.hands.worker);
+            self.hands.post.to(owner, |inbound| {
                 let inbound = inbound.clone();
                 tokio::task::spawn_local(async move {
-                    let _open = inbound.shard.socket(Reporter::Destination);
+                    let _open = inbound.hands.shard.socket(Reporter::Destination);
                     inbound.plaintext(caller, placing).await;
                 });
             });
@@ -69,27 +69,29 @@ impl Inbound {
     }
 
     fn refuse(&self, socket: &StdStream, client: ClientAddr, dst: OriginalDst, kind: Refusal, why: &str) {
-        early_deny(&self.shard, Reporter::Destination, client, dst.addr(), kind, &why);
+        early_deny(&self.hands.shard, Reporter::Destination, client, dst.addr(), kind, &why);
         reset_on_close(socket);
     }
 
     /// One plaintext connection, on the worker that owns it.
     async fn plaintext(&self, caller: Caller, placing: Carried) {
-        let _carried = self.placement.carry(self.worker);
+        let _carried = self.hands.placement.carry(self.hands.worker);
         drop(placing);
-        let Some(local) = self.workload(&caller.pod).await else {
-            let why = unknown(&caller.pod);
-            return self.refuse(
-                &caller.socket,
-                caller.client,
-                caller.original,
-                Refusal::UnknownWorkload,
-                &why,
-            );
+        let local = match self.hands.workload(&caller.pod).await {
+            Ok(local) => local,
+            Err(why) => {
+                return self.refuse(
+                    &caller.socket,
+                    caller.client,
+                    caller.original,
+                    Refusal::UnknownWorkload,
+                    &why,
+                );
+            }
         };
         let mut timeline = Timeline::new(caller.at);
         timeline.stamp(Stage::Resolved, Instant::now());
-        let record = Record::open(&self.shard, timeline, self.plaintext_parties(&caller, &local));
+        let record = Record::open(&self.hands.shard, timeline, self.plaintext_parties(&caller, &local));
         let target = TargetAddr::new(caller.original.addr());
         let facts = Facts { source: None, client: caller.client, target };
         let subject = Subject { pod: caller.pod.clone(), local: local.clone(), facts, asked: None };
@@ -126,7 +128,7 @@ impl Inbound {
     }
 
     fn plaintext_parties(&self, caller: &Caller, local: &Workload) -> Parties {
-        let mesh = self.mesh.load();
+        let mesh = self.hands.mesh.load();
         let source = mesh.workload_at(&self.config.network, caller.client.ip());
         let service = mesh.guess_service(local, None, caller.original.port());
         Parties {

@@ -51,7 +51,7 @@ impl Outbound {
             let why = &"the pod has ended";
             return self.refuse(&accepted.socket, accepted.client, *original, Refusal::Draining, why);
         }
-        let _carried = self.placement.carry(self.worker);
+        let _carried = self.hands.placement.carry(self.hands.worker);
         let subject = Subject {
             pod: placed.pod.clone(),
             client: placed.accepted.client,
@@ -71,7 +71,7 @@ impl Outbound {
         if self.draining.get() {
             self.pools.borrow_mut().remove(&placed.pod.uid);
         }
-        let record = Record::open(&self.shard, timeline, parties);
+        let record = Record::open(&self.hands.shard, timeline, parties);
         let upstream = match opened {
             Ok(upstream) => upstream,
             Err(outcome) => {
@@ -163,7 +163,7 @@ impl Outbound {
         match route {
             Route::Tunnel(_) => false,
             Route::Plain { workload, .. } => {
-                let mesh = self.mesh.load();
+                let mesh = self.hands.mesh.load();
                 mesh.workload(&workload.uid).is_none_or(|now| now.protocol == Protocol::Tcp)
             }
             Route::Passthrough(_) => {
@@ -186,6 +186,7 @@ impl Outbound {
             .key(&placed.source, client, &Route::Tunnel(to.clone()))
             .ok_or_else(|| final_(Outcome::Identity("the workload has no valid identity".into())))?;
         let credentials = self
+            .hands
             .store
             .credentials(&key.source)
             .await
@@ -205,7 +206,7 @@ impl Outbound {
         };
         let pool = self.pool(&placed.pod);
         let new_tunnel = || async {
-            let secured = self.handshakes.connect(plan.clone()).await?;
+            let secured = self.hands.handshakes.connect(plan.clone()).await?;
             let stamps = secured.stamps;
             Ok::<_, HandshakeError>((Tunnel::start(secured, &self.config.hbone).await?, stamps))
         };

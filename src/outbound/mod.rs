@@ -15,18 +15,16 @@ use std::fmt::Display;
 use std::net::{SocketAddr, TcpStream};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::capture::{Accepted, Acceptor, OUTBOUND_PORT, Pod, is_own_port};
 use crate::flow::early_deny;
 use crate::flow::live::Live;
-use crate::hbone::{self, Handshakes, Placement, Pool, TunnelKey, WorkerId};
-use crate::identity::Store;
-use crate::mesh::{Handle, Snapshot, Workload};
-use crate::net::mailbox::Post;
+use crate::hands::Hands;
+use crate::hbone::{self, Pool, TunnelKey};
+use crate::mesh::Workload;
 use crate::net::socket::{original_dst, reset_on_close};
 use crate::net::{ClientAddr, OriginalDst, canonical};
-use crate::telemetry::{Refusal, Reporter, Shard};
+use crate::telemetry::{Refusal, Reporter};
 use balance::Chance;
 use route::{NoRoute, Route, Source, route};
 
@@ -41,19 +39,10 @@ pub struct Config {
     pub hbone: hbone::Config,
 }
 
-/// How long a connection waits for the control plane to name its pod.
-const WORKLOAD_DEADLINE: Duration = Duration::from_secs(5);
-
 /// One worker's outbound side.
 pub struct Outbound {
-    worker: WorkerId,
+    hands: Hands<Self>,
     config: Config,
-    mesh: Handle,
-    store: Store,
-    handshakes: Handshakes,
-    placement: Arc<Placement>,
-    post: Post<Self>,
-    shard: Shard,
     live: Live<Subject, ()>,
     pools: RefCell<HashMap<Arc<str>, Rc<Pool>>>,
     chance: RefCell<Chance>,
@@ -85,26 +74,10 @@ struct Placed {
 
 impl Outbound {
     /// One worker's outbound side, with no connections.
-    #[expect(clippy::too_many_arguments, reason = "each room's handles are given one by one, and only here")]
-    pub fn new(
-        worker: WorkerId,
-        config: Config,
-        mesh: Handle,
-        store: Store,
-        handshakes: Handshakes,
-        placement: Arc<Placement>,
-        post: Post<Self>,
-        shard: Shard,
-    ) -> Rc<Self> {
+    pub fn new(hands: Hands<Self>, config: Config) -> Rc<Self> {
         Rc::new(Self {
-            worker,
+            hands,
             config,
-            mesh,
-            store,
-            handshakes,
-            placement,
-            post,
-            shard,
             live: Live::default(),
             pools: RefCell::default(),
             chance: RefCell::default(),
@@ -145,19 +118,20 @@ impl Outbound {
 
     /// From accept to the worker that will own the connection.
     async fn captured(self: Rc<Self>, pod: Arc<Pod>, accepted: Accepted) {
-        let open = self.shard.socket(Reporter::Source);
+        let open = self.hands.shard.socket(Reporter::Source);
         // Until its owner counts it: the end of the process waits for what is carried.
-        let placing = self.placement.carry(self.worker);
+        let placing = self.hands.placement.carry(self.hands.worker);
         let client = accepted.client;
         let Some(original) = self.original(&accepted.socket, client) else { return };
-        let source = self.workload(&pod).await;
+        let source = self.hands.workload(&pod).await;
         if pod.has_ended() {
             return self.refuse(&accepted.socket, client, original, Refusal::Draining, &"the pod has ended");
         }
-        let Some(source) = source else {
-            let (sa, ns, name) = (&pod.service_account, &pod.namespace, &pod.name);
-            let why = format!("failed to fetch information about local workload: {sa}.{ns} ({name})");
-            return self.refuse(&accepted.socket, client, original, Refusal::UnknownWorkload, &why);
+        let source = match source {
+            Ok(source) => source,
+            Err(why) => {
+                return self.refuse(&accepted.socket, client, original, Refusal::UnknownWorkload, &why);
+            }
         };
         let decided = self.decide(&source, client, original, &[]);
         let route = match decided {
@@ -165,19 +139,19 @@ impl Outbound {
             Err(why) => return self.refuse(&accepted.socket, client, original, refusal(&why), &why),
         };
         let owner = match self.key(&source, client, &route) {
-            Some(key) => self.placement.place(&key, self.worker),
-            None => self.placement.least_loaded(self.worker),
+            Some(key) => self.hands.placement.place(&key, self.hands.worker),
+            None => self.hands.placement.least_loaded(self.hands.worker),
         };
         let placed = Placed { pod, accepted, original, source, route };
-        if owner == self.worker {
+        if owner == self.hands.worker {
             drop(placing);
             return self.carry(placed).await;
         }
         drop(open);
-        self.post.to(owner, move |outbound| {
+        self.hands.post.to(owner, move |outbound| {
             let outbound = outbound.clone();
             tokio::task::spawn_local(async move {
-                let _open = outbound.shard.socket(Reporter::Source);
+                let _open = outbound.hands.shard.socket(Reporter::Source);
                 drop(placing);
                 outbound.carry(placed).await;
             });
@@ -213,15 +187,8 @@ impl Outbound {
         kind: Refusal,
         why: &dyn Display,
     ) {
-        early_deny(&self.shard, Reporter::Source, client, dst.addr(), kind, why);
+        early_deny(&self.hands.shard, Reporter::Source, client, dst.addr(), kind, why);
         reset_on_close(socket);
-    }
-
-    /// The pod's workload, waiting for the control plane to name it.
-    async fn workload(&self, pod: &Pod) -> Option<Arc<Workload>> {
-        let find =
-            |mesh: &Snapshot| mesh.local_workload(&pod.name, &pod.namespace, &pod.service_account).cloned();
-        self.mesh.wait_for(WORKLOAD_DEADLINE, find).await
     }
 
     fn decide(
@@ -232,7 +199,14 @@ impl Outbound {
         tried: &[Arc<str>],
     ) -> Result<Route, NoRoute> {
         let from = Source { workload: source, client: client.ip() };
-        route(&from, original, &self.config.network, &self.mesh.load(), &mut *self.chance.borrow_mut(), tried)
+        route(
+            &from,
+            original,
+            &self.config.network,
+            &self.hands.mesh.load(),
+            &mut *self.chance.borrow_mut(),
+            tried,
+        )
     }
 
     /// The key of the tunnel that `route` needs.
@@ -249,9 +223,9 @@ impl Outbound {
 
     fn pool(&self, pod: &Pod) -> Rc<Pool> {
         let mut pools = self.pools.borrow_mut();
-        let pool = pools
-            .entry(pod.uid.clone())
-            .or_insert_with(|| Pool::start(self.worker, self.config.hbone.clone(), self.placement.clone()));
+        let pool = pools.entry(pod.uid.clone()).or_insert_with(|| {
+            Pool::start(self.hands.worker, self.config.hbone.clone(), self.hands.placement.clone())
+        });
         pool.clone()
     }
 }

@@ -4,14 +4,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::balance::{Pick, Reach, choose, reach};
+use crate::capture::{TUNNEL_PORT, is_own_port};
 use crate::identity::{SpiffeError, SpiffeId};
 use crate::mesh::{GatewayAddress, IpFamilies, Protocol, Service, Snapshot, Viewer, Workload};
 use crate::net::OriginalDst;
-
-/// Where every node proxy takes tunnels.
-const HBONE_PORT: u16 = 15008;
-/// The ports this proxy listens on in a pod: outbound, plaintext inbound, tunnels inbound.
-const OWN_PORTS: [u16; 3] = [15001, 15006, HBONE_PORT];
 
 /// Who dialled.
 #[derive(Clone, Copy, Debug)]
@@ -154,7 +150,7 @@ pub fn route(
     pick: &mut impl Pick,
     tried: &[Arc<str>],
 ) -> Result<Route, NoRoute> {
-    if dst.ip().is_loopback() && OWN_PORTS.contains(&dst.port()) {
+    if dst.ip().is_loopback() && is_own_port(dst.port()) {
         return Err(NoRoute::RecursiveCall);
     }
     let from = source.workload;
@@ -232,7 +228,7 @@ fn direct(
     match workload.protocol {
         Protocol::Tcp => Ok(Route::Plain { to: target, workload, service }),
         Protocol::Hbone => Ok(Route::Tunnel(TunnelTo {
-            to: SocketAddr::new(target.ip(), HBONE_PORT),
+            to: SocketAddr::new(target.ip(), TUNNEL_PORT),
             authority: target,
             expected: expected(&workload, service.as_deref())?,
             workload,
