@@ -24,7 +24,7 @@ help:
 
 demo:
 	@tools/setup.sh demo
-	@$(CARGO) build --quiet --profile $(PROFILE)
+	@$(CARGO) build --profile $(PROFILE)
 	@$(OUT)/adit demo $(ARGS)
 
 test:
