@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::TcpStream;
+use std::time::{Duration, Instant};
 
 use adit::lab::{Action, Match, Membership, MeshFile, Pod, Policy, Position, Side, Text};
 
@@ -78,11 +79,16 @@ fn deny(what: Match) -> Policy {
     }
 }
 
+/// Both ends are reset, within the second that is promised from the moment the new state is in force.
 fn is_cut((client, server): &(TcpStream, TcpStream), who: &str) {
+    let in_force = Instant::now();
     for (end, side) in [(client, "client"), (server, "server")] {
         let what = format!("{who}, {side} side");
         assert_eq!(end_of(end, AT_ONCE, &what), End::Reset, "{what}");
     }
+    let took = in_force.elapsed();
+    println!("{who} was cut {took:?} after the new state was in force");
+    assert!(took < Duration::from_secs(1), "{who} was cut only after {took:?}");
 }
 
 fn reaches(stage: &Stage, from: &Pod) {
