@@ -37,6 +37,7 @@ pub mod mesh;
 pub mod net;
 pub mod node;
 pub mod outbound;
+pub mod plain;
 pub mod policy;
 pub mod telemetry;
 pub mod version;
