@@ -13,11 +13,12 @@
 //! inbound · outbound                   one connection from start to end
 //! hands                                what both have at hand
 //! hbone                                tunnels
+//! tls · http2                          TLS records and HTTP/2 frames as pure functions, no I/O
 //! capture · flow · discovery           sockets in a pod; what is kept of a connection; where state comes from
 //! mesh                                 workloads and services, an immutable snapshot
 //! policy                               rules, facts, verdicts
 //! identity                             names and their proof
-//! net · telemetry                      the kernel; the numbers and the lines
+//! plain · net · telemetry              states written down; the kernel; the numbers and the lines
 //! ```
 
 pub mod admin;
@@ -30,6 +31,7 @@ pub mod discovery;
 pub mod flow;
 pub mod hands;
 pub mod hbone;
+pub mod http2;
 pub mod identity;
 pub mod inbound;
 pub mod lab;

@@ -1,0 +1,3 @@
+//! HTTP/2 as a pure state machine: bytes and events in, actions out.
+
+pub mod hpack;
