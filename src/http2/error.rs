@@ -168,7 +168,9 @@ impl Error {
             | Self::Push
             | Self::Silent(_) => Code::PROTOCOL_ERROR,
             // §6.5.2 gives the initial window's range a code of its own.
-            Self::Setting { id: 4, .. } | Self::Window { .. } | Self::Increment { .. } => Code::FLOW_CONTROL_ERROR,
+            Self::Setting { id: 4, .. } | Self::Window { .. } | Self::Increment { .. } => {
+                Code::FLOW_CONTROL_ERROR
+            }
             Self::Setting { .. } => Code::PROTOCOL_ERROR,
             Self::Ended { .. } => Code::STREAM_CLOSED,
             Self::FrameTooLong { .. } | Self::FrameLength { .. } => Code::FRAME_SIZE_ERROR,

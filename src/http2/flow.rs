@@ -129,7 +129,9 @@ impl ReceiveWindow {
         let credit = from.u32("the credit of a window")?;
         let size = from.u32("the size of a window")?;
         // No peer was ever allowed more than the window has.
-        if size > LARGEST_WINDOW || open < -i64::from(LARGEST_WINDOW) || open + i64::from(credit) > i64::from(size)
+        if size > LARGEST_WINDOW
+            || open < -i64::from(LARGEST_WINDOW)
+            || open + i64::from(credit) > i64::from(size)
         {
             return Err(from.wrong("a receive window", open.unsigned_abs()));
         }

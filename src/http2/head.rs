@@ -24,7 +24,10 @@ impl Fields {
             let (name, value) = (name as usize, value as usize);
             let field = (&self.bytes[start..name], &self.bytes[name..value]);
             start = value;
-            (std::str::from_utf8(field.0).expect("only tokens, which are ASCII, were taken as names"), field.1)
+            (
+                std::str::from_utf8(field.0).expect("only tokens, which are ASCII, were taken as names"),
+                field.1,
+            )
         })
     }
 
@@ -54,7 +57,9 @@ impl Fields {
 
 impl std::fmt::Debug for Fields {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_map().entries(self.iter().map(|(name, value)| (name, String::from_utf8_lossy(value)))).finish()
+        f.debug_map()
+            .entries(self.iter().map(|(name, value)| (name, String::from_utf8_lossy(value))))
+            .finish()
     }
 }
 
@@ -184,7 +189,8 @@ impl Collector {
         }
         let method = self.method.ok_or(Malformed::Request)?;
         // `:protocol` would be extended CONNECT (RFC 8441), which our SETTINGS do not offer.
-        let fits = if method == Method::CONNECT { !self.scheme && !self.path } else { self.scheme && self.path };
+        let fits =
+            if method == Method::CONNECT { !self.scheme && !self.path } else { self.scheme && self.path };
         if !fits || self.protocol {
             return Err(Malformed::Request);
         }

@@ -13,9 +13,8 @@ mod read;
 mod receive;
 mod send;
 mod settings;
+mod state;
 mod stream;
-#[cfg(test)]
-mod tests;
 
 pub use budget::Nuisance;
 pub use error::{Error, Malformed, OpenError, SendError, StreamError};

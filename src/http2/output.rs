@@ -101,11 +101,6 @@ impl Output {
         }
     }
 
-    /// Forgets everything from `at` bytes of [`unsent`](Self::unsent) on.
-    pub fn take_back(&mut self, at: usize) {
-        self.bytes.truncate(self.sent + at);
-    }
-
     /// Writes the head of the frame that begins at `at` and ends here.
     fn close_frame(&mut self, at: usize, kind: FrameKind, flags: u8, stream: u32) {
         let length = self.bytes.len() - at - HEAD;

@@ -5,11 +5,11 @@ use std::time::Instant;
 use http::StatusCode;
 
 use super::budget::Nuisance;
+use super::clock::{LAST_CALL, SIGN_OF_LIFE};
 use super::error::{Error, Malformed, StreamError};
 use super::flow::{ReceiveWindow, SendWindow};
 use super::frame::{Code, FIRST_WINDOW, FrameHead, FrameKind, StreamId, flag};
 use super::head::Collector;
-use super::clock::{LAST_CALL, SIGN_OF_LIFE};
 use super::machine::{Action, Block, Closing, Cut, Machine};
 use super::read::{Reading, Step, prefix};
 use super::settings::{PeerSettings, Role};
@@ -17,14 +17,22 @@ use super::stream::{Gone, Stream};
 
 /// Frames that one header block may come in.
 const BLOCK_FRAMES: u32 = 64;
-/// What a header block may have in bytes beside what our SETTINGS allow uncompressed.
-const BLOCK_OVERHEAD: usize = 4 << 10;
 /// What is kept of the buffer for header blocks between two of them.
 const BLOCK_KEPT: usize = 4 << 10;
 /// Entries that one SETTINGS frame may have: there are eight settings, and each need be said but once.
 const SETTINGS_LIMIT: u32 = 64 * 6;
 /// Of unknown frames, so many bytes cost as much as another frame.
 const UNKNOWN_UNIT: u32 = 16 << 10;
+
+/// Who gets the payload of DATA.
+enum Taker {
+    /// The caller, for the stream's application.
+    Application,
+    /// The stream was reset by us.
+    Nobody,
+    /// The frame breaks a rule of its stream.
+    Broken(StreamError),
+}
 
 impl Machine {
     /// Judges a frame by its head and sets out to read its payload.
@@ -112,7 +120,7 @@ impl Machine {
         padding: Option<u8>,
         now: Instant,
     ) -> Result<(), Error> {
-        let FrameHead { length, kind, stream: id, .. } = head;
+        let FrameHead { length, stream: id, .. } = head;
         let count = u32::from(padding.is_some());
         let padding = u32::from(padding.unwrap_or(0));
         let payload = length - count - padding;
@@ -120,31 +128,45 @@ impl Machine {
         if payload == 0 && !end {
             self.spend(Nuisance::EmptyData, now)?;
         }
-        let is_client = self.role == Role::Client;
-        let broken = match self.streams.get(id) {
-            Some(stream) if stream.got_end => StreamError::AfterEnd(kind),
-            Some(stream) if is_client && !stream.connected => StreamError::EarlyData,
-            Some(stream) if !stream.receive.charge(length) => StreamError::Window,
-            Some(stream) => {
+        match self.charge_stream(head)? {
+            Taker::Application => {
                 // Padding and its count use up both windows too; nobody will take them, so they return at once.
-                stream.receive.give_back(count + padding);
+                if let Some(stream) = self.streams.get(id) {
+                    stream.receive.give_back(count + padding);
+                }
                 self.give_back(count + padding);
                 self.reading = Reading::Data { stream: id, left: payload, padding, end };
-                return Ok(());
             }
-            None => match self.streams.gone(id) {
-                Some(Gone::Ended) => return Err(Error::Ended { kind, stream: id }),
-                Some(Gone::ResetByPeer) => StreamError::AfterEnd(kind),
-                Some(Gone::ResetByUs) | None => {
-                    // Sent before our reset arrived.
-                    self.skip_data(payload + padding, count);
-                    return Ok(());
-                }
-            },
-        };
-        self.break_stream(id, broken, now)?;
-        self.skip_data(payload + padding, count);
+            Taker::Nobody => self.skip_data(payload + padding, count),
+            Taker::Broken(broken) => {
+                self.break_stream(id, broken, now)?;
+                self.skip_data(payload + padding, count);
+            }
+        }
         Ok(())
+    }
+
+    /// Takes DATA's length from its stream's window, if the stream can have it.
+    fn charge_stream(&mut self, head: FrameHead) -> Result<Taker, Error> {
+        let FrameHead { length, kind, stream: id, .. } = head;
+        let is_client = self.role == Role::Client;
+        let Some(stream) = self.streams.get(id) else {
+            return match self.streams.gone(id) {
+                Some(Gone::Ended) => Err(Error::Ended { kind, stream: id }),
+                Some(Gone::ResetByPeer) => Ok(Taker::Broken(StreamError::AfterEnd(kind))),
+                // Sent before our reset arrived.
+                Some(Gone::ResetByUs) | None => Ok(Taker::Nobody),
+            };
+        };
+        if stream.got_end {
+            Ok(Taker::Broken(StreamError::AfterEnd(kind)))
+        } else if is_client && !stream.connected {
+            Ok(Taker::Broken(StreamError::EarlyData))
+        } else if !stream.receive.charge(length) {
+            Ok(Taker::Broken(StreamError::Window))
+        } else {
+            Ok(Taker::Application)
+        }
     }
 
     /// Sets out to skip what is left of DATA for nobody; all of it, and what was read, returns to the tunnel's window.
@@ -184,7 +206,7 @@ impl Machine {
         // Priority, if it is there, is read and ignored (§5.3).
         let rest = head.length - u32::try_from(prefix(head)).expect("at most six");
         let left = rest.checked_sub(padding).ok_or(Error::Padding { kind: head.kind })?;
-        let limit = self.config.header_list as usize + BLOCK_OVERHEAD;
+        let limit = self.config.block_limit();
         if self.block.len() + left as usize > limit {
             return Err(Error::HeaderBlock { bytes: limit, frames: BLOCK_FRAMES });
         }
@@ -194,7 +216,7 @@ impl Machine {
 
     fn begin_continuation(&mut self, head: FrameHead, now: Instant) -> Result<(), Error> {
         self.spend(Nuisance::Continuation, now)?;
-        let limit = self.config.header_list as usize + BLOCK_OVERHEAD;
+        let limit = self.config.block_limit();
         let Some(block) = &mut self.block_of else {
             return Err(Error::Continuation { stream: head.stream });
         };
@@ -409,7 +431,12 @@ impl Machine {
     // PRIORITY §6.3, RST_STREAM §6.4, PING §6.7, GOAWAY §6.8, WINDOW_UPDATE §6.9.
 
     /// A whole payload of fixed length; for GOAWAY its first part.
-    pub(super) fn fixed<'a>(&mut self, head: FrameHead, bytes: [u8; 8], now: Instant) -> Result<Step<'a>, Error> {
+    pub(super) fn fixed<'a>(
+        &mut self,
+        head: FrameHead,
+        bytes: [u8; 8],
+        now: Instant,
+    ) -> Result<Step<'a>, Error> {
         let [a, b, c, d, e, f, g, h] = bytes;
         let first = u32::from_be_bytes([a, b, c, d]);
         match head.kind {

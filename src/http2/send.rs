@@ -19,7 +19,11 @@ const UPDATE_UNIT: usize = 4 << 10;
 impl Machine {
     /// How many more streams the peer lets us open now.
     pub fn can_open(&self) -> usize {
-        if self.role == Role::Server || self.failed.is_some() || self.is_leaving() || self.last_id >= LAST_ID - 1 {
+        if self.role == Role::Server
+            || self.failed.is_some()
+            || self.is_leaving()
+            || self.last_id >= LAST_ID - 1
+        {
             return 0;
         }
         (self.allowed_streams() as usize).saturating_sub(self.streams.len())
@@ -39,8 +43,8 @@ impl Machine {
     /// Nothing was sent, and another tunnel may be tried.
     pub fn open<'f>(
         &mut self,
-        authority: &str,
-        fields: impl IntoIterator<Item = (&'f [u8], &'f [u8])>,
+        authority: &'f str,
+        fields: impl IntoIterator<Item = (&'f [u8], &'f [u8])> + Clone,
     ) -> Result<StreamId, OpenError> {
         if self.last_id >= LAST_ID - 1 {
             return Err(OpenError::IdsUsedUp);
@@ -53,7 +57,7 @@ impl Machine {
         }
         let id = if self.last_id == 0 { 1 } else { self.last_id + 2 };
         let pseudo = [(&b":method"[..], &b"CONNECT"[..]), (b":authority", authority.as_bytes())];
-        self.write_head(id, false, pseudo.into_iter().chain(fields))?;
+        self.write_head(id, false, &pseudo, fields)?;
         self.last_id = id;
         let stream = self.new_stream(id);
         self.streams.insert(stream);
@@ -67,14 +71,14 @@ impl Machine {
     pub fn respond<'f>(
         &mut self,
         stream: StreamId,
-        fields: impl IntoIterator<Item = (&'f [u8], &'f [u8])>,
+        fields: impl IntoIterator<Item = (&'f [u8], &'f [u8])> + Clone,
     ) -> Result<(), SendError> {
         self.check_turn(stream)?;
         let id = stream.number();
         let status = [(&b":status"[..], &b"200"[..])];
-        // What the client said of its limit is advice (§10.5.1), and the alternative would be no answer.
-        if self.write_head(id, false, status.into_iter().chain(fields)).is_err() {
-            let _ = self.write_head(id, false, status);
+        // A client that takes only small heads is told the status alone.
+        if self.write_head(id, false, &status, fields).is_err() {
+            self.write_status(id, false, StatusCode::OK);
         }
         if let Some(stream) = self.streams.get(id) {
             stream.connected = true;
@@ -106,37 +110,42 @@ impl Machine {
 
     /// A whole response without a body. A client that is not finished is told that it need not go on (§8.1).
     pub(super) fn write_refusal(&mut self, id: u32, status: StatusCode, ended: bool) {
-        // Some twenty bytes fit whatever the peer's limit is.
-        let _ = self.write_head(id, true, [(&b":status"[..], status.as_str().as_bytes())]);
+        self.write_status(id, true, status);
         if !ended {
             self.output.reset(id, Code::NO_ERROR);
         }
+    }
+
+    /// A response's head of nothing but its status. It is sent whatever the client's limit on heads is: that limit is
+    /// advice (§10.5.1), and the alternative would be no answer.
+    fn write_status(&mut self, id: u32, end: bool, status: StatusCode) {
+        self.output.headers(id, end, self.peer.frame_size, |block| {
+            self.encoder.begin(block);
+            self.encoder.field(b":status", status.as_str().as_bytes(), block);
+        });
     }
 
     fn write_head<'f>(
         &mut self,
         id: u32,
         end: bool,
-        fields: impl IntoIterator<Item = (&'f [u8], &'f [u8])>,
+        pseudo: &[(&'f [u8], &'f [u8])],
+        fields: impl IntoIterator<Item = (&'f [u8], &'f [u8])> + Clone,
     ) -> Result<(), OpenError> {
-        let before = self.output.unsent().len();
-        let limit = self.peer.header_list.unwrap_or(u32::MAX);
-        let mut size = 0usize;
-        let encoder = &mut self.encoder;
-        let unused = encoder.clone();
+        if let Some(limit) = self.peer.header_list {
+            let all = pseudo.iter().copied().chain(fields.clone());
+            let size = all.map(|(name, value)| name.len() + value.len() + FIELD_OVERHEAD).sum();
+            if size > limit as usize {
+                return Err(OpenError::HeadTooLong { size, limit });
+            }
+        }
         self.output.headers(id, end, self.peer.frame_size, |block| {
-            encoder.begin(block);
-            for (name, value) in fields {
-                size += name.len() + value.len() + FIELD_OVERHEAD;
-                encoder.field(name, value, block);
+            self.encoder.begin(block);
+            for (name, value) in pseudo.iter().copied().chain(fields) {
+                self.encoder.field(name, value, block);
             }
         });
-        if size <= limit as usize {
-            return Ok(());
-        }
-        self.output.take_back(before);
-        self.encoder = unused;
-        Err(OpenError::HeadTooLong { size, limit })
+        Ok(())
     }
 
     /// How many bytes of DATA can be sent on a stream now, in one frame: what both windows and the peer's frame limit allow. None on

@@ -21,6 +21,9 @@ pub(super) const FIRST_TABLE_SIZE: u32 = 4_096;
 /// whose application takes what arrives.
 pub const FIRST_STREAM_WINDOW: u32 = 256 << 10;
 
+/// What a header block may have in bytes beside what our SETTINGS allow uncompressed.
+const BLOCK_OVERHEAD: usize = 4 << 10;
+
 /// Which end of the tunnel we are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -56,6 +59,11 @@ impl Config {
             frame_size: self.frame_size.clamp(FIRST_FRAME_SIZE, LARGEST_FRAME_SIZE),
             ..self
         }
+    }
+
+    /// The longest header block that can hold a head we take, in bytes.
+    pub(super) fn block_limit(&self) -> usize {
+        self.header_list as usize + BLOCK_OVERHEAD
     }
 
     /// What SETTINGS_INITIAL_WINDOW_SIZE says.
@@ -96,7 +104,11 @@ impl Config {
             header_table: from.u32("the largest header table")?,
             streams: from.u32("the number of streams")?,
         };
-        if config == config.within_range() { Ok(config) } else { Err(from.wrong("a limit", config.frame_size)) }
+        if config == config.within_range() {
+            Ok(config)
+        } else {
+            Err(from.wrong("a limit", config.frame_size))
+        }
     }
 }
 
@@ -155,10 +167,12 @@ impl PeerSettings {
     pub fn read(from: &mut Reader<'_>) -> Result<Self, PlainError> {
         let settings = Self {
             header_table: from.u32("the peer's header table")?,
-            streams: from.option("the peer's number of streams", |from| from.u32("the peer's number of streams"))?,
+            streams: from
+                .option("the peer's number of streams", |from| from.u32("the peer's number of streams"))?,
             stream_window: from.u32("the peer's stream window")?,
             frame_size: from.u32("the peer's largest frame")?,
-            header_list: from.option("the peer's largest head", |from| from.u32("the peer's largest head"))?,
+            header_list: from
+                .option("the peer's largest head", |from| from.u32("the peer's largest head"))?,
         };
         let frame_size = FIRST_FRAME_SIZE..=LARGEST_FRAME_SIZE;
         if settings.stream_window > LARGEST_WINDOW || !frame_size.contains(&settings.frame_size) {
