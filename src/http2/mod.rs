@@ -15,6 +15,8 @@ mod send;
 mod settings;
 mod state;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 pub use budget::Nuisance;
 pub use error::{Error, Malformed, OpenError, SendError, StreamError};

@@ -42,7 +42,7 @@ impl Reading {
     pub const HEAD: Self = Self::Head { have: 0, bytes: [0; HEAD] };
 
     /// Behind a payload, in front of `padding`.
-    fn behind(padding: u32) -> Self {
+    pub fn behind(padding: u32) -> Self {
         if padding == 0 { Self::HEAD } else { Self::Skip { left: padding, give_back: false } }
     }
 }

@@ -135,7 +135,11 @@ impl Machine {
                     stream.receive.give_back(count + padding);
                 }
                 self.give_back(count + padding);
-                self.reading = Reading::Data { stream: id, left: payload, padding, end };
+                self.reading = if payload > 0 || end {
+                    Reading::Data { stream: id, left: payload, padding, end }
+                } else {
+                    Reading::behind(padding)
+                };
             }
             Taker::Nobody => self.skip_data(payload + padding, count),
             Taker::Broken(broken) => {

@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 use super::budget::Budgets;
 use super::flow::{ReceiveWindow, SendWindow};
-use super::frame::{Code, FrameHead, HEAD, LAST_ID, PREFACE};
+use super::frame::{Code, FrameHead, FrameKind, HEAD, LAST_ID, PREFACE};
 use super::hpack::{Decoder, Encoder};
 use super::machine::{Block, Closing, Machine};
 use super::output::{OUTPUT_LIMIT, Output};
@@ -265,6 +265,10 @@ fn read_reading(from: &mut Reader<'_>) -> Result<Reading, PlainError> {
         }
         2 => {
             let head = read_head(from)?;
+            // Only GOAWAY goes on behind its first eight bytes.
+            if (head.kind == FrameKind::GOAWAY) != (head.length > 8) && head.length != 8 {
+                return Err(from.wrong(part, head.length));
+            }
             let (have, mut bytes) = (have(from, head.length.min(8) as usize)?, [0; 8]);
             read_array(from, &mut bytes)?;
             Reading::Fixed { head, have, bytes }
@@ -273,7 +277,7 @@ fn read_reading(from: &mut Reader<'_>) -> Result<Reading, PlainError> {
             let left = from.u32(part)?;
             let (have, mut entry) = (have(from, 6)?, [0; 6]);
             read_array(from, &mut entry)?;
-            if !(left + u32::from(have)).is_multiple_of(6) {
+            if !(u64::from(left) + u64::from(have)).is_multiple_of(6) {
                 return Err(from.wrong(part, left));
             }
             Reading::Settings { left, have, entry, next: PeerSettings::read(from)? }
