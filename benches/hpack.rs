@@ -44,7 +44,7 @@ fn ours(fields: Fields) -> Vec<u8> {
 /// What an h2 peer sends: every string Huffman-coded, every field kept that the static table does not have.
 fn first(fields: Fields) -> Vec<u8> {
     let mut block = Vec::new();
-    let mut string = |text: &str, block: &mut Vec<u8>| {
+    let string = |text: &str, block: &mut Vec<u8>| {
         let length = u8::try_from(huffman::encoded_length(text.as_bytes())).expect("shorter than 256");
         match length {
             0..0x7f => block.push(0x80 | length),
@@ -73,7 +73,7 @@ fn first(fields: Fields) -> Vec<u8> {
 /// What it sends afterwards.
 fn repeated(fields: Fields) -> Vec<u8> {
     let kept = fields.iter().filter(|(name, _)| *name != ":status").count();
-    let indices = (0..kept).rev().map(|newer| 0x80 | 62 + u8::try_from(newer).expect("a few"));
+    let indices = (0..kept).rev().map(|newer| 0x80 + 62 + u8::try_from(newer).expect("a few"));
     [&[0x88][usize::from(kept == fields.len())..], &indices.collect::<Vec<_>>()].concat()
 }
 
