@@ -8,7 +8,7 @@
 const END: u16 = 256;
 
 /// The longest code.
-const LONGEST: usize = 30;
+const LONGEST: u32 = 30;
 
 /// How many bits each symbol's code has; the last is [`END`]'s.
 #[rustfmt::skip]
@@ -37,33 +37,38 @@ struct Canon {
     /// The symbols in the order of their codes.
     symbols: [u16; 257],
     /// How many symbols have shorter codes than this many bits.
-    before: [u16; LONGEST + 1],
+    before: [u16; LONGEST as usize + 1],
     /// The first code of this many bits.
-    first: [u32; LONGEST + 1],
+    first: [u32; LONGEST as usize + 1],
     /// The end of the codes of this many bits or fewer, as the first of 32 bits.
-    end: [u64; LONGEST + 1],
+    end: [u64; LONGEST as usize + 1],
 }
 
 static CANON: Canon = canon();
 
 const fn canon() -> Canon {
-    let mut canon =
-        Canon { symbols: [0; 257], before: [0; LONGEST + 1], first: [0; LONGEST + 1], end: [0; LONGEST + 1] };
+    let mut canon = Canon {
+        symbols: [0; 257],
+        before: [0; LONGEST as usize + 1],
+        first: [0; LONGEST as usize + 1],
+        end: [0; LONGEST as usize + 1],
+    };
     let (mut placed, mut code, mut length) = (0, 0, 1);
     while length <= LONGEST {
+        let at = length as usize;
         code <<= 1;
-        canon.first[length] = code;
-        canon.before[length] = placed;
+        canon.first[at] = code;
+        canon.before[at] = placed;
         let mut symbol = 0;
         while symbol <= END {
-            if LENGTHS[symbol as usize] as usize == length {
+            if LENGTHS[symbol as usize] as u32 == length {
                 canon.symbols[placed as usize] = symbol;
                 placed += 1;
                 code += 1;
             }
             symbol += 1;
         }
-        canon.end[length] = (code as u64) << (32 - length);
+        canon.end[at] = (code as u64) << (32 - length);
         length += 1;
     }
     canon
@@ -133,7 +138,7 @@ pub fn decode(from: &[u8], to: &mut [u8]) -> Result<usize, Fault> {
     // The next bits, first one highest; `count` of them are accounted for, and `at` is the byte behind those.
     let (mut window, mut count, mut at) = (0_u64, 0_u32, 0);
     let mut written = 0;
-    loop {
+    'refill: loop {
         if let Some(next) = from.get(at..).and_then(<[u8]>::first_chunk) {
             // Bits that the window has, but that do not fill a byte of `count`, come again and are the same.
             window |= u64::from_be_bytes(*next) >> count;
@@ -146,22 +151,25 @@ pub fn decode(from: &[u8], to: &mut [u8]) -> Result<usize, Fault> {
                 at += 1;
             }
         }
-        if count < LONGEST as u32 {
-            break; // All that is left is in the window.
-        }
-        while count >= LONGEST as u32 {
-            let pair = PAIRS[(window >> (64 - WIDE)) as usize];
-            let (mut bits, mut symbols) = (pair >> 16 & 0xff, pair >> 24);
-            let [first, second, ..] = pair.to_le_bytes();
-            to[written..written + 2].copy_from_slice(&[first, second]);
+        while count >= WIDE {
+            let [first, second, bits, symbols] = PAIRS[(window >> (64 - WIDE)) as usize].to_le_bytes();
             if symbols == 0 {
+                if count < LONGEST {
+                    // The code may be longer than what is accounted for, unless this is the last of it.
+                    if at < from.len() { continue 'refill } else { break 'refill }
+                }
                 let (symbol, length) = one(window);
                 to[written] = u8::try_from(symbol).map_err(|_| Fault::EndOfString)?;
-                (bits, symbols) = (length, 1);
+                (written, window, count) = (written + 1, window << length, count - length);
+                continue;
             }
-            written += symbols as usize;
+            to[written..written + 2].copy_from_slice(&[first, second]);
+            written += usize::from(symbols);
             window <<= bits;
-            count -= bits;
+            count -= u32::from(bits);
+        }
+        if at == from.len() {
+            break;
         }
     }
     loop {
@@ -189,10 +197,10 @@ pub fn decode(from: &[u8], to: &mut [u8]) -> Result<usize, Fault> {
 /// The symbol that `window` begins with and the length of its code.
 fn one(window: u64) -> (u16, u32) {
     let bits = window >> 32;
-    let length = (5..LONGEST).find(|&length| bits < CANON.end[length]).unwrap_or(LONGEST);
+    let length = (5..LONGEST).find(|&length| bits < CANON.end[length as usize]).unwrap_or(LONGEST);
     let code = (bits >> (32 - length)) as usize;
-    let place = code - CANON.first[length] as usize + CANON.before[length] as usize;
-    (CANON.symbols[place], length as u32)
+    let place = code - CANON.first[length as usize] as usize + usize::from(CANON.before[length as usize]);
+    (CANON.symbols[place], length)
 }
 
 /// Each symbol's code, and how many bits it has.
@@ -203,11 +211,11 @@ static CODES: [(u32, u8); 256] = codes();
 const fn codes() -> [(u32, u8); 256] {
     let canon = canon();
     let mut codes = [(0, 0); 256];
-    let mut place = 0;
+    let mut place = 0_u16;
     while place < 256 {
-        let symbol = canon.symbols[place] as usize;
+        let symbol = canon.symbols[place as usize] as usize;
         let length = LENGTHS[symbol];
-        let nth = place as u32 - canon.before[length as usize] as u32;
+        let nth = (place - canon.before[length as usize]) as u32;
         codes[symbol] = (canon.first[length as usize] + nth, length);
         place += 1;
     }

@@ -46,7 +46,7 @@ pub(super) enum Found {
 /// Looks a field up in the static table.
 #[inline]
 pub(super) fn find(name: &[u8], value: &[u8]) -> Found {
-    let first = usize::from(NAMES.places[NAMES.place(name)]);
+    let first = usize::from(NAMES[place(name)]);
     let same = STATIC.get(first.wrapping_sub(1)..).unwrap_or_default();
     if same.first().is_none_or(|entry| entry.0 != name) {
         return Found::Nothing;
@@ -57,43 +57,35 @@ pub(super) fn find(name: &[u8], value: &[u8]) -> Found {
     }
 }
 
-/// A perfect hash of the static table's names: a place has at most one of them.
-struct Names {
-    factor: u32,
-    /// The index of a name's first entry, or 0.
-    places: [u8; 256],
-}
+/// A perfect hash of the static table's names: the index of a name's first entry at the name's place, or 0.
+static NAMES: [u8; 256] = names();
 
-static NAMES: Names = names();
+/// A number that gives each name a place of its own; [`names`] proves it.
+const FACTOR: u64 = 0x4904_b8a8_7928_f175;
 
-impl Names {
-    #[inline]
-    const fn place(&self, name: &[u8]) -> usize {
-        if name.is_empty() {
-            return 0;
-        }
-        // Length, first, middle and last tell the names apart.
-        let key = (name.len() as u8 as u32) << 24
-            | (name[0] as u32) << 16
-            | (name[name.len() / 2] as u32) << 8
-            | name[name.len() - 1] as u32;
-        (key.wrapping_mul(self.factor) >> 24) as usize
+#[inline]
+const fn place(name: &[u8]) -> usize {
+    if name.is_empty() {
+        return 0;
     }
+    // Length, first, middle and last tell the names apart.
+    let key = (name.len() as u64) << 24
+        | (name[0] as u64) << 16
+        | (name[name.len() / 2] as u64) << 8
+        | name[name.len() - 1] as u64;
+    key.wrapping_mul(FACTOR).to_be_bytes()[0] as usize
 }
 
-const fn names() -> Names {
-    let mut names = Names { factor: 0x9e37_79b1, places: [0; 256] };
-    let mut next = 0;
-    while next < STATIC.len() {
-        let name = STATIC[next].0;
-        let place = names.place(name);
-        if names.places[place] == 0 {
-            names.places[place] = next as u8 + 1;
-        } else if !equal(STATIC[names.places[place] as usize - 1].0, name) {
-            // Two names want one place: begin again with the next odd factor.
-            names = Names { factor: names.factor.wrapping_add(2), places: [0; 256] };
-            next = 0;
-            continue;
+const fn names() -> [u8; 256] {
+    let mut names = [0; 256];
+    let mut next = 0_u8;
+    while (next as usize) < STATIC.len() {
+        let name = STATIC[next as usize].0;
+        let place = place(name);
+        if names[place] == 0 {
+            names[place] = next + 1;
+        } else {
+            assert!(equal(STATIC[names[place] as usize - 1].0, name), "two names have one place");
         }
         next += 1;
     }
