@@ -12,11 +12,12 @@ export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER = sudo -E
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER = sudo -E
 endif
 
-.PHONY: help demo test check bench bench-smoke release
+.PHONY: help demo test conformance check bench bench-smoke fuzz release
 
 help:
 	@echo "make demo         build a two-node mesh on this machine and carry real traffic through it"
 	@echo "make test         every test, end to end ones included (they need root, and ask for it)"
+	@echo "make conformance  suites by other people, which need Go: h2spec"
 	@echo "make check        format, lints and documentation, warnings denied"
 	@echo "make bench        the benches; read what each asks at the top of its file"
 	@echo "make bench-smoke  each bench once, to see that it runs"
@@ -30,6 +31,10 @@ demo:
 test:
 	@tools/setup.sh test
 	$(CARGO) test --profile $(PROFILE) --features testing
+
+conformance:
+	@tools/setup.sh conformance
+	PATH="$(CURDIR)/target/tools:$$PATH" $(CARGO) test --profile $(PROFILE) --features testing --test conformance -- --nocapture
 
 check:
 	$(CARGO) fmt --check

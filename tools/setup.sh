@@ -3,6 +3,7 @@
 #
 #   tools/setup.sh demo    what building and running the demo takes
 #   tools/setup.sh test    also the real servers and clients that the tests drive
+#   tools/setup.sh conformance    the suites of `make conformance`, into target/tools
 #
 # Rust itself comes from https://rustup.rs and is not installed here.
 set -euo pipefail
@@ -11,11 +12,26 @@ set -euo pipefail
 demo="cc:gcc make:make ip:iproute2 iptables:iptables ip6tables:iptables curl:curl"
 test="$demo nginx:nginx-light iperf3:iperf3 redis-server:redis-server redis-cli:redis-tools tcpdump:tcpdump"
 
+suites() {
+    cd "$(dirname "$0")/.."
+    [ -x target/tools/h2spec ] && exit 0
+    if ! command -v go >/dev/null; then
+        echo "go is missing: install it from https://go.dev and run this again" >&2
+        exit 1
+    fi
+    mkdir -p target/tools
+    GOBIN="$PWD/target/tools" go install github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible
+}
+
 case "${1:-}" in
+conformance)
+    suites
+    exit 0
+    ;;
 demo) wanted=$demo ;;
 test) wanted=$test ;;
 *)
-    echo "usage: $0 demo|test" >&2
+    echo "usage: $0 demo|test|conformance" >&2
     exit 2
     ;;
 esac
