@@ -32,6 +32,15 @@ impl StreamId {
     }
 }
 
+impl TryFrom<u32> for StreamId {
+    type Error = u32;
+
+    /// The stream with this number, if a client can have opened it.
+    fn try_from(id: u32) -> Result<Self, u32> {
+        if id % 2 == 1 && id <= LAST_ID { Ok(Self(id)) } else { Err(id) }
+    }
+}
+
 impl fmt::Debug for StreamId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "stream {}", self.0)

@@ -8,10 +8,10 @@ use super::error::{Error, StreamError};
 use super::flow::{ReceiveWindow, SendWindow};
 use super::frame::{Code, FIRST_WINDOW, PREFACE, StreamId};
 use super::head::{Request, Response};
-use super::hpack::{Decoder, Encoder};
+use super::hpack::{DEFAULT_TABLE_SIZE, Decoder, Encoder};
 use super::output::Output;
 use super::read::Reading;
-use super::settings::{Config, FIRST_TABLE_SIZE, PeerSettings, Role};
+use super::settings::{Config, PeerSettings, Role};
 use super::stream::{Gone, Streams};
 
 /// The peer's preface and SETTINGS must arrive within this.
@@ -193,7 +193,7 @@ impl Machine {
             role,
             config,
             // Until it has read our SETTINGS, the peer's encoder uses the table that everybody starts with.
-            decoder: Decoder::new(config.header_table.max(FIRST_TABLE_SIZE)),
+            decoder: Decoder::new(config.header_table.max(DEFAULT_TABLE_SIZE)),
             encoder: Encoder::new(),
             peer: PeerSettings::FIRST,
             budgets: Budgets::full(now),

@@ -2,6 +2,7 @@
 
 use super::error::Error;
 use super::frame::{FIRST_FRAME_SIZE, FIRST_WINDOW, LARGEST_FRAME_SIZE, LARGEST_WINDOW};
+use super::hpack::DEFAULT_TABLE_SIZE;
 use crate::plain::{PlainError, Reader, Writer};
 
 pub(super) const HEADER_TABLE_SIZE: u16 = 1;
@@ -15,8 +16,6 @@ const ENABLE_CONNECT_PROTOCOL: u16 = 8;
 /// RFC 9218 §2.1.
 const NO_RFC7540_PRIORITIES: u16 = 9;
 
-/// The size of a dynamic table before anybody changes it.
-pub(super) const FIRST_TABLE_SIZE: u32 = 4_096;
 /// The receive window that each stream starts with, in bytes, where the configured one is not smaller still. It grows for streams
 /// whose application takes what arrives.
 pub const FIRST_STREAM_WINDOW: u32 = 256 << 10;
@@ -77,7 +76,7 @@ impl Config {
         [
             Some((ENABLE_PUSH, 0)).filter(|_| client),
             Some((MAX_CONCURRENT_STREAMS, self.streams)).filter(|_| !client),
-            Some((HEADER_TABLE_SIZE, self.header_table)).filter(|(_, size)| *size != FIRST_TABLE_SIZE),
+            Some((HEADER_TABLE_SIZE, self.header_table)).filter(|(_, size)| *size != DEFAULT_TABLE_SIZE),
             Some((INITIAL_WINDOW_SIZE, self.first_stream_window())),
             Some((MAX_FRAME_SIZE, self.frame_size)),
             Some((MAX_HEADER_LIST_SIZE, self.header_list)),
@@ -125,7 +124,7 @@ pub(super) struct PeerSettings {
 
 impl PeerSettings {
     pub const FIRST: Self = Self {
-        header_table: FIRST_TABLE_SIZE,
+        header_table: DEFAULT_TABLE_SIZE,
         streams: None,
         stream_window: FIRST_WINDOW,
         frame_size: FIRST_FRAME_SIZE,
