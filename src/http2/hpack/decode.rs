@@ -10,8 +10,8 @@ const KEPT: usize = 4096;
 
 /// Decodes the header blocks that one peer sends on one connection, in their order.
 ///
-/// - Memory: nothing while the peer neither fills the dynamic table nor sends Huffman strings; then as much as it uses,
-///   the table's limit and [`KEPT`] at most between blocks.
+/// - Memory: none while the peer neither fills the dynamic table nor sends Huffman strings; then as much as it uses, at
+///   most twice the table's limit, and 4 KiB for Huffman text. No allocation once the table has been full.
 /// - Source: RFC 7541; RFC 9113 §4.3.
 #[derive(Debug)]
 pub struct Decoder {

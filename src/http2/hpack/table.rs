@@ -131,8 +131,7 @@ impl Entry {
 /// count 32 bytes more for each entry than it has here, so a buffer of the table's size always leaves a gap of 32 bytes
 /// an entry: moves stay rare, and nothing is allocated once the buffer has grown to what the peer uses.
 ///
-/// - Memory: none before the first entry; at most the table's maximum for the buffer and three eighths of that for the
-///   entries.
+/// - Memory: none before the first entry; at most the table's maximum for the buffer and less than that for the entries.
 #[derive(Debug)]
 pub(super) struct Table {
     entries: VecDeque<Entry>,
@@ -197,9 +196,10 @@ impl Table {
 
     /// Sets what the entries may count together, evicts what is too much, and gives the memory back that is too much.
     pub(super) fn set_max(&mut self, max: u32) {
+        let lowered = max < self.max;
         self.max = max;
         self.evict_to(max);
-        if self.bytes.capacity() > max as usize {
+        if lowered {
             self.close_gap();
             self.bytes.shrink_to(max as usize);
             self.entries.shrink_to((max / OVERHEAD) as usize);

@@ -252,6 +252,14 @@ fn a_large_limit_costs_nothing_until_it_is_used_and_is_not_kept_when_it_is_given
     assert!(decoder.memory() > 900_000 && decoder.memory() <= bound(1 << 20), "{} bytes", decoder.memory());
     decode(&mut decoder, &[0x20]).unwrap();
     assert_eq!(decoder.memory(), 0);
+    // Entries without any text count too.
+    decode(&mut decoder, &hex("3f e1 1f")).unwrap();
+    for _ in 0..1000 {
+        decode(&mut decoder, &[0x40, 0x00, 0x00]).unwrap();
+    }
+    assert_eq!((decoder.size(), decoder.entries().count()), (4096, 128));
+    decode(&mut decoder, &[0x20]).unwrap();
+    assert_eq!(decoder.memory(), 0);
 }
 
 #[test]
