@@ -25,13 +25,13 @@ pub enum Nuisance {
     Settings,
     /// PING, the same (CVE-2019-9512).
     Ping,
-    /// WINDOW_UPDATE, beyond what the DATA we send gives reason for.
+    /// WINDOW_UPDATE, beyond what streams and the DATA we send give reason for.
     WindowUpdate,
     /// PRIORITY (CVE-2019-9513).
     Priority,
     /// Frames of kinds that RFC 9113 does not have.
     Unknown,
-    /// Frames on streams that are over.
+    /// Frames on streams that are over, beyond the few that each stream may see after its end.
     Stale,
     /// Responses that announce a response (1xx).
     Interim,
@@ -56,7 +56,7 @@ impl Nuisance {
     /// How many at once, and how many a second.
     pub const fn allowance(self) -> (u32, u32) {
         match self {
-            Self::Reset => (200, 100),
+            Self::Reset => (400, 200),
             Self::Refusal => (1_000, 200),
             Self::Provoked => (100, 20),
             Self::EmptyData => (1_000, 100),

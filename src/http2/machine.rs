@@ -8,7 +8,7 @@ use super::error::{Error, StreamError};
 use super::flow::{ReceiveWindow, SendWindow};
 use super::frame::{Code, FIRST_WINDOW, PREFACE, StreamId};
 use super::head::{Request, Response};
-use super::hpack::{DEFAULT_TABLE_SIZE, Decoder, Encoder};
+use super::hpack::{Decoder, Encoder};
 use super::output::Output;
 use super::read::Reading;
 use super::settings::{Config, PeerSettings, Role};
@@ -192,8 +192,7 @@ impl Machine {
         Self {
             role,
             config,
-            // Until it has read our SETTINGS, the peer's encoder uses the table that everybody starts with.
-            decoder: Decoder::new(config.header_table.max(DEFAULT_TABLE_SIZE)),
+            decoder: Decoder::new(config.table_limit(false)),
             encoder: Encoder::new(),
             peer: PeerSettings::FIRST,
             budgets: Budgets::full(now),

@@ -232,8 +232,8 @@ impl Machine {
             self.left_arena(bytes.len());
             return Step::On;
         };
-        // At most the frame's length, which a u32 holds, and in sum at most the window.
-        stream.untaken += u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        // At most the stream's window, which is far below what a u32 holds.
+        stream.untaken = stream.untaken.saturating_add(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
         if end {
             stream.got_end = true;
             self.remove_if_over(id);

@@ -16,7 +16,7 @@ use super::settings::{PeerSettings, Role};
 use super::stream::{Gone, Stream};
 
 /// Frames that one header block may come in.
-const BLOCK_FRAMES: u32 = 64;
+pub(super) const BLOCK_FRAMES: u32 = 64;
 /// What is kept of the buffer for header blocks between two of them.
 const BLOCK_KEPT: usize = 4 << 10;
 /// Entries that one SETTINGS frame may have: there are eight settings, and each need be said but once.
@@ -290,7 +290,10 @@ impl Machine {
     }
 
     /// A stream that has just been opened, by whichever side.
-    pub(super) fn new_stream(&self, id: u32) -> Stream {
+    pub(super) fn new_stream(&mut self, id: u32) -> Stream {
+        // A peer may raise each stream's window at once, and see its end later than we do.
+        self.budgets.earn(Nuisance::WindowUpdate, 2);
+        self.budgets.earn(Nuisance::Stale, 4);
         let first = self.config.first_stream_window();
         // Until it has read our SETTINGS the peer counts from the window that everybody starts with.
         let window = if self.acked { first } else { first.max(FIRST_WINDOW) };
@@ -422,7 +425,7 @@ impl Machine {
             return Err(Error::UnaskedAck);
         }
         self.acked = true;
-        self.decoder.set_limit(self.config.header_table);
+        self.decoder.set_limit(self.config.table_limit(true));
         let first = self.config.first_stream_window();
         if first < FIRST_WINDOW {
             for stream in self.streams.iter_mut() {

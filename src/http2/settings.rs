@@ -65,6 +65,12 @@ impl Config {
         self.header_list as usize + BLOCK_OVERHEAD
     }
 
+    /// The largest dynamic table that the peer may use: until it has read our SETTINGS, at least the one that everybody starts
+    /// with.
+    pub(super) fn table_limit(&self, acked: bool) -> u32 {
+        if acked { self.header_table } else { self.header_table.max(DEFAULT_TABLE_SIZE) }
+    }
+
     /// What SETTINGS_INITIAL_WINDOW_SIZE says.
     pub(super) fn first_stream_window(&self) -> u32 {
         self.stream_window.min(FIRST_STREAM_WINDOW)

@@ -15,6 +15,7 @@ use super::hpack::{Decoder, Encoder};
 use super::machine::{Block, Closing, Machine};
 use super::output::{OUTPUT_LIMIT, Output};
 use super::read::{Reading, prefix};
+use super::receive::BLOCK_FRAMES;
 use super::settings::{Config, PeerSettings, Role};
 use super::stream::Streams;
 use crate::plain::{Kind, PlainError, Reader, Writer};
@@ -134,8 +135,17 @@ impl Machine {
 
     /// What must agree between the parts.
     fn check(&self, from: &Reader<'_>) -> Result<(), PlainError> {
-        if self.streams.highest() > self.last_id {
+        // Ids go up by two from 1; 0 stands for none.
+        if self.streams.highest() > self.last_id || (self.last_id != 0 && self.last_id.is_multiple_of(2)) {
             return Err(from.wrong("the last stream", self.last_id));
+        }
+        if self.decoder.limit() != self.config.table_limit(self.acked) {
+            return Err(from.wrong("the limit of the header table", self.decoder.limit()));
+        }
+        if let Some(block) = self.block_of
+            && block.frames > BLOCK_FRAMES
+        {
+            return Err(from.wrong("the frames of a head", block.frames));
         }
         let in_block = match self.reading {
             Reading::Fragment { left, .. } => {

@@ -183,3 +183,13 @@ impl Streams {
         self.gone.iter().map(|(id, _)| *id).max().unwrap_or(0).max(open)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_stream_is_one_small_entry() {
+        assert!(size_of::<Stream>() <= 48, "{} bytes", size_of::<Stream>());
+    }
+}

@@ -126,7 +126,7 @@ fn streams_are_refused_before_the_tunnel_is_ended() {
         refused += u32::from(told.is_empty());
         assert_eq!(told.is_empty(), wire.out() == [format!("RST_STREAM {} REFUSED_STREAM", fresh(n))]);
     }
-    assert_eq!(refused, 800);
+    assert_eq!(refused, 600);
     // A second later somebody who means it is served again.
     wire.later(Duration::from_secs(1));
     assert_eq!(wire.get(&connect(fresh(1_000))).unwrap().len(), 1);
@@ -140,6 +140,22 @@ fn resets_of_answered_streams_are_no_flood() {
         wire.machine.respond(StreamId::new(fresh(n)), []).unwrap();
         assert_eq!(wire.get(&rst(fresh(n), Code::CANCEL)).unwrap().len(), 1);
         wire.machine.sent(wire.machine.output().len());
+    }
+}
+
+#[test]
+fn refusals_are_no_flood_for_either_side() {
+    let mut server = Wire::server();
+    let mut client = Wire::client();
+    for n in 0..50_000 {
+        let stream = client.machine.open("10.0.0.1:80", []).unwrap();
+        let request = client.machine.output().to_vec();
+        client.machine.sent(request.len());
+        assert_eq!(server.get(&request).unwrap().len(), 1, "connection {n}");
+        server.machine.refuse(stream, http::StatusCode::UNAUTHORIZED).unwrap();
+        let answer = server.machine.output().to_vec();
+        server.machine.sent(answer.len());
+        assert_eq!(client.get(&answer).unwrap(), [format!("{stream}: 401 {{}}, end")]);
     }
 }
 
