@@ -51,7 +51,7 @@ fn our_key_update_moves_the_peers_key_and_its_own_when_asked() {
         let (mut ours, mut peer) = established(role, suite);
         let mut inbox = Inbox::new(ours.opener, ours.received);
         let mut news = News::default();
-        for turn in 0..20 {
+        for turn in 0..20_usize {
             let wants = if turn % 2 == 0 { PeerKeys::Stay } else { PeerKeys::Change };
             peer.receive(&ours.sealer.seal_key_update(wants).unwrap()).unwrap();
             assert_eq!(ours.sealer.sequence(), 0);
@@ -60,7 +60,7 @@ fn our_key_update_moves_the_peers_key_and_its_own_when_asked() {
             peer.write(b"and back");
             inbox.receive(&peer.sends(), &mut news).unwrap();
             assert_eq!(std::mem::take(&mut news.data), b"and back");
-            assert_eq!((news.keys_changed, news.answers), ((turn + 1) / 2, 0));
+            assert_eq!((news.keys_changed, news.answers), (turn.div_ceil(2), 0));
         }
     });
 }

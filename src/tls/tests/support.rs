@@ -4,7 +4,9 @@ use std::io::{Read, Write};
 use std::sync::{Arc, LazyLock};
 
 use aws_lc_rs::aead::{Aad, LessSafeKey, UnboundKey};
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType,
+};
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -37,12 +39,15 @@ pub struct Pki {
 pub static PKI: LazyLock<Pki> = LazyLock::new(|| {
     let root_key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, "the root");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let root = params.self_signed(&root_key).unwrap();
     let issuer = Issuer::new(params, root_key);
     let leaf = |name: &str| {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec![format!("{name}.test")]).unwrap();
+        // With the root's own name, OpenSSL would look no further for an issuer.
+        params.distinguished_name.push(DnType::CommonName, name);
         let identity = format!("spiffe://cluster.local/ns/shop/sa/{name}");
         params.subject_alt_names.push(SanType::URI(identity.try_into().unwrap()));
         params.extended_key_usages =
