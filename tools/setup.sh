@@ -9,7 +9,7 @@ set -euo pipefail
 
 # command:package, one each
 demo="cc:gcc make:make ip:iproute2 iptables:iptables ip6tables:iptables curl:curl"
-test="$demo nginx:nginx-light iperf3:iperf3 redis-server:redis-server redis-cli:redis-tools tcpdump:tcpdump"
+test="$demo nginx:nginx-light iperf3:iperf3 redis-server:redis-server redis-cli:redis-tools tcpdump:tcpdump openssl:openssl"
 
 case "${1:-}" in
 demo) wanted=$demo ;;

@@ -51,7 +51,7 @@ fn our_key_update_moves_the_peers_key_and_its_own_when_asked() {
         let (mut ours, mut peer) = established(role, suite);
         let mut inbox = Inbox::new(ours.opener, ours.received);
         let mut news = News::default();
-        for turn in 0..20_usize {
+        for turn in 0..100_usize {
             let wants = if turn % 2 == 0 { PeerKeys::Stay } else { PeerKeys::Change };
             peer.receive(&ours.sealer.seal_key_update(wants).unwrap()).unwrap();
             assert_eq!(ours.sealer.sequence(), 0);
@@ -71,7 +71,7 @@ fn the_peers_key_update_is_followed_and_answered_before_more_data() {
         let (mut ours, mut peer) = established(role, suite);
         let mut inbox = Inbox::new(ours.opener, ours.received);
         let mut news = News::default();
-        for turn in 1..=20 {
+        for turn in 1..=100 {
             // rustls asks for ours whenever it changes its own.
             peer.0.refresh_traffic_keys().unwrap();
             peer.write(b"under new keys");
