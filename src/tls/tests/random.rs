@@ -23,7 +23,8 @@ enum Act {
 fn act() -> impl Strategy<Value = Act> {
     prop_oneof![
         4 => (vec(any::<u8>(), 0..300), 0..100_usize).prop_map(|(data, padding)| Act::Data(data, padding)),
-        1 => (1..4_usize, 1..30_usize).prop_map(|(tickets, piece)| Act::Tickets(tickets, piece)),
+        // So few pieces that an honest stream stays within the opener's budget.
+        1 => (1..3_usize, 4..30_usize).prop_map(|(tickets, piece)| Act::Tickets(tickets, piece)),
         1 => any::<bool>().prop_map(Act::KeyUpdate),
         1 => Just(Act::Cancel),
     ]
@@ -110,11 +111,19 @@ fn harmed(mut records: Vec<Vec<u8>>, harm: Harm) -> Vec<u8> {
     bytes(&records)
 }
 
+/// Bytes that mean something at the end of a record or the beginning of a message, more often than others.
+fn telling_byte() -> impl Strategy<Value = u8> {
+    prop_oneof![Just(0), Just(1), Just(4), Just(21), Just(22), Just(23), Just(24), any::<u8>()]
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
     #[test]
-    fn any_bytes_are_refused_or_awaited(bytes in vec(any::<u8>(), 0..2000), first in prop_oneof![Just(23_u8), any::<u8>()]) {
+    fn any_bytes_are_refused_or_awaited(
+        bytes in vec(any::<u8>(), 0..2000),
+        first in prop_oneof![Just(23_u8), any::<u8>()],
+    ) {
         let mut bytes = bytes;
         if let Some(byte) = bytes.first_mut() {
             *byte = first;
@@ -158,7 +167,10 @@ proptest! {
     }
 
     #[test]
-    fn any_records_of_a_peer_that_has_the_keys_are_survived(inners in vec(vec(prop_oneof![Just(0_u8), Just(4), Just(21), Just(22), Just(23), Just(24), any::<u8>()], 0..60), 0..30), server in any::<bool>()) {
+    fn any_records_of_a_peer_that_has_the_keys_are_survived(
+        inners in vec(vec(telling_byte(), 0..60), 0..30),
+        server in any::<bool>(),
+    ) {
         let role = if server { Role::Server } else { Role::Client };
         let mut opener = Opener::new(role, secret(Suite::Aes128), 0);
         let mut peer = ByHand::new(secret(Suite::Aes128));
@@ -178,7 +190,9 @@ proptest! {
     #[test]
     fn any_bytes_are_a_state_or_an_error(bytes in vec(any::<u8>(), 0..200), kind in 0..3_u8) {
         let mut bytes = bytes;
-        let mark = [&b""[..], b"tlsS\0\x01\x13\x01\0\0\0\0\0\0\0\x20", b"tlsO\0\x01\0\x13\x02\0\0\0\0\0\0\0\x30"][usize::from(kind)];
+        let sealer = b"tlsS\0\x01\x13\x01\0\0\0\0\0\0\0\x20";
+        let opener = b"tlsO\0\x01\0\x13\x02\0\0\0\0\0\0\0\x30";
+        let mark = [&b""[..], sealer, opener][usize::from(kind)];
         bytes.splice(..0, mark.iter().copied());
         states_are_exact(&bytes);
     }
@@ -204,7 +218,12 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_in_a_handshake_are_refused_or_awaited(bytes in vec(any::<u8>(), 0..300), pieces in 1..50_usize, harm_at in any::<usize>(), server in any::<bool>()) {
+    fn any_bytes_in_a_handshake_are_refused_or_awaited(
+        bytes in vec(any::<u8>(), 0..300),
+        pieces in 1..50_usize,
+        harm_at in any::<usize>(),
+        server in any::<bool>(),
+    ) {
         let role = if server { Role::Server } else { Role::Client };
         let (mut ours, mut peer) = ends(role, Suite::Aes128);
         let mut send = Vec::new();
