@@ -136,9 +136,7 @@ impl Handshake {
         if went_on.is_err() {
             self.failed = true;
             // rustls has queued the alert, and gives it before it looks at any more input.
-            while self.connection().wants_write() {
-                self.step(send);
-            }
+            while self.connection().wants_write() && matches!(self.step(send), Step::Again) {}
         }
         went_on
     }

@@ -112,6 +112,23 @@ fn an_end_is_sealed_although_an_answer_is_owed() {
 }
 
 #[test]
+fn a_sealer_that_begins_in_the_middle_goes_on_past_every_border_of_its_count() {
+    for first in [1, 2, 3, 7, 255, 1000, (1 << 16) - 5, (1 << 23) - 5, 1 << 23] {
+        for suite in Suite::ALL {
+            let mut sealer = Sealer::new(secret(suite), first);
+            let mut inbox = Inbox::new(Opener::new(Role::Client, secret(suite), first), Vec::new());
+            let mut news = News::default();
+            for _ in 0..300 {
+                let mut slot = [b'x'; OVERHEAD + 1];
+                sealer.seal(&mut slot).unwrap();
+                inbox.receive(&slot, &mut news).unwrap();
+            }
+            assert_eq!((news.data.len(), inbox.opener.sequence()), (300, first + 300));
+        }
+    }
+}
+
+#[test]
 fn a_number_that_was_used_is_refused_by_the_cipher_too() {
     for first in [0, 1, 1000, 1 << 23] {
         let mut sealer = Sealer::new(secret(Suite::Aes128), first);
