@@ -17,7 +17,7 @@ endif
 help:
 	@echo "make demo         build a two-node mesh on this machine and carry real traffic through it"
 	@echo "make test         every test, end to end ones included (they need root, and ask for it)"
-	@echo "make conformance  suites by other people, which need Go: h2spec"
+	@echo "make conformance  the tunnel protocol against h2spec and Envoy (it installs them, by go and pip)"
 	@echo "make check        format, lints and documentation, warnings denied"
 	@echo "make bench        the benches; read what each asks at the top of its file"
 	@echo "make bench-smoke  each bench once, to see that it runs"
@@ -34,7 +34,7 @@ test:
 
 conformance:
 	@tools/setup.sh conformance
-	PATH="$(CURDIR)/target/tools:$$PATH" $(CARGO) test --profile $(PROFILE) --features testing --test conformance -- --nocapture
+	PATH="$(CURDIR)/target/tools:$$PATH" $(CARGO) test --profile $(PROFILE) --features testing --test conformance --test envoy -- --nocapture
 
 check:
 	$(CARGO) fmt --check

@@ -42,5 +42,6 @@ pub mod outbound;
 pub mod plain;
 pub mod policy;
 pub mod telemetry;
+pub mod tls;
 pub mod version;
 pub mod worker;

