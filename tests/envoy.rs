@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use adit::http2::{Action, Config, Machine, Role, StreamId};
 use adit::identity::require_h2;
 use adit::tls::{Content, Established, Handshake, Opened, Opener, PeerKeys, Sealer, batch_length, bodies};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType};
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -50,6 +50,8 @@ impl Certificates {
         let root_key = KeyPair::generate().unwrap();
         let mut root = CertificateParams::new([]).unwrap();
         root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        // A leaf of the same name would be taken for self-signed.
+        root.distinguished_name.push(DnType::CommonName, "root");
         let root_certificate = root.self_signed(&root_key).unwrap();
         let key = KeyPair::generate().unwrap();
         let mut leaf = CertificateParams::new(["localhost".to_owned()]).unwrap();
