@@ -19,6 +19,7 @@ help:
 	@echo "make test         every test, end to end ones included (they need root, and ask for it)"
 	@echo "make conformance  the tunnel protocol against h2spec and Envoy (it installs them, by go and pip)"
 	@echo "make check        format, lints and documentation, warnings denied"
+	@echo "make fuzz         bytes of hostile peers: TARGET=hpack|http2|http2_state|records|record_state SECONDS=60"
 	@echo "make bench        the benches; read what each asks at the top of its file"
 	@echo "make bench-smoke  each bench once, to see that it runs"
 	@echo "make release      the binary as it is shipped: target/release/adit"
@@ -40,6 +41,12 @@ check:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --document-private-items
+
+# One target of fuzz/ for some seconds. `cargo install cargo-fuzz` brings the tool; the variable lets a stable compiler use sanitizers.
+TARGET ?= http2
+SECONDS ?= 60
+fuzz:
+	RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --fuzz-dir fuzz $(TARGET) -- -max_total_time=$(SECONDS) -max_len=4096
 
 bench:
 	$(CARGO) bench --features testing

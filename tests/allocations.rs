@@ -5,6 +5,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails right there")]
 
+use std::time::{Duration, Instant};
+
+use adit::http2::{self, Action, HEAD, Machine, StreamId};
 use adit::tls::{
     Content, KEY_UPDATE_DUE, MAX_BODY, OVERHEAD, Opened, Opener, PeerKeys, Role, SLOT, Sealer, Suite,
     TrafficSecret, batch_length, bodies,
@@ -71,4 +74,100 @@ fn refusals_and_small_records_do_not_allocate_either() {
         assert!(sealer.seal_key_update(PeerKeys::Stay).is_err());
     });
     assert_eq!(seen.count_total, 0, "{seen:?}");
+}
+
+/// A client and a server with one connected stream, and a wire between them that keeps its memory.
+struct Frames {
+    client: Machine,
+    server: Machine,
+    stream: StreamId,
+    wire: Vec<u8>,
+    now: Instant,
+}
+
+impl Frames {
+    fn new() -> Self {
+        let config = http2::Config {
+            stream_window: 4 << 20,
+            connection_window: 16 << 20,
+            frame_size: 1 << 20,
+            header_list: 16 << 10,
+            header_table: 4_096,
+            streams: 100,
+        };
+        let now = Instant::now();
+        let mut client = Machine::new(http2::Role::Client, config, now);
+        let server = Machine::new(http2::Role::Server, config, now);
+        let stream = client.open("10.0.0.1:80", []).unwrap();
+        let mut frames = Self { client, server, stream, wire: Vec::with_capacity(1 << 20), now };
+        frames.to_server();
+        frames.server.respond(stream, []).unwrap();
+        frames.to_client();
+        frames.to_server();
+        assert!(frames.client.room(stream) > MAX_BODY);
+        frames
+    }
+
+    fn to_server(&mut self) -> usize {
+        self.wire.extend_from_slice(self.client.output());
+        self.client.sent(self.client.output().len());
+        take(&mut self.server, &mut self.wire, self.now)
+    }
+
+    fn to_client(&mut self) -> usize {
+        self.wire.extend_from_slice(self.server.output());
+        self.server.sent(self.server.output().len());
+        take(&mut self.client, &mut self.wire, self.now)
+    }
+}
+
+/// Reads all that is on the wire, in records; the application takes what it gets. How many bytes that is.
+fn take(machine: &mut Machine, wire: &mut Vec<u8>, now: Instant) -> usize {
+    let mut carried = 0;
+    for mut record in wire.chunks(MAX_BODY) {
+        while let Some(action) = machine.read(&mut record, now).unwrap() {
+            if let Action::Data { stream, bytes, .. } = action {
+                carried += bytes.len();
+                machine.left_arena(bytes.len());
+                machine.taken(stream, bytes.len());
+            }
+        }
+    }
+    wire.clear();
+    carried
+}
+
+#[test]
+fn data_windows_and_pings_go_back_and_forth_without_allocating() {
+    for length in [1, 64, MAX_BODY - HEAD, 20 * MAX_BODY - HEAD] {
+        let mut frames = Frames::new();
+        let mut carried = [0, 0];
+        let mut turn = |frames: &mut Frames| {
+            let length = length.min(frames.client.room(frames.stream)).min(frames.server.room(frames.stream));
+            assert!(length > 0);
+            let head = frames.client.send(frames.stream, length, false).unwrap();
+            frames.wire.extend_from_slice(&head);
+            frames.wire.resize(HEAD + length, 7);
+            carried[0] += frames.to_server();
+            let head = frames.server.send(frames.stream, length, false).unwrap();
+            frames.wire.extend_from_slice(&head);
+            frames.wire.resize(HEAD + length, 7);
+            carried[1] += frames.to_client();
+            // A sign of life now and then, which the peer answers.
+            frames.now += Duration::from_secs(1);
+            frames.client.on_time(frames.now + Duration::from_secs(10)).unwrap();
+            (frames.to_server(), frames.to_client())
+        };
+        // The first turns find out how much room answers need.
+        for _ in 0..100 {
+            turn(&mut frames);
+        }
+        let seen = measure(|| {
+            for _ in 0..TURNS {
+                turn(&mut frames);
+            }
+        });
+        assert_eq!(seen.count_total, 0, "{length} bytes: {seen:?}");
+        assert!(carried[0] == carried[1] && carried[0] >= TURNS * length.min(60_000), "{carried:?}");
+    }
 }
