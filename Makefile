@@ -35,7 +35,8 @@ test:
 
 conformance:
 	@tools/setup.sh conformance
-	PATH="$(CURDIR)/target/tools:$$PATH" $(CARGO) test --profile $(PROFILE) --features testing --test conformance --test envoy -- --nocapture
+	env $(foreach arch,X86_64 AARCH64,-u CARGO_TARGET_$(arch)_UNKNOWN_LINUX_GNU_RUNNER) PATH="$(CURDIR)/target/tools:$$PATH" \
+		$(CARGO) test --profile $(PROFILE) --features testing --test conformance --test envoy -- --nocapture
 
 check:
 	$(CARGO) fmt --check

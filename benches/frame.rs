@@ -59,14 +59,14 @@ impl Pair {
         let server = Machine::new(Role::Server, CONFIG, now);
         let mut pair = Self { client, server, now, wire: Vec::with_capacity(4_096) };
         for _ in 0..2 {
-            pair.to_server();
-            pair.to_client();
+            pair.reach_server();
+            pair.reach_client();
         }
         pair
     }
 
     /// The server reads what the client has to say; answers a request.
-    fn to_server(&mut self) {
+    fn reach_server(&mut self) {
         let Self { client, server, now, wire } = self;
         deliver(client, wire);
         let mut bytes = &wire[..];
@@ -78,7 +78,7 @@ impl Pair {
         }
     }
 
-    fn to_client(&mut self) {
+    fn reach_client(&mut self) {
         let Self { client, server, now, wire } = self;
         deliver(server, wire);
         let mut bytes = &wire[..];
@@ -89,8 +89,8 @@ impl Pair {
 
     fn connect(&mut self) -> StreamId {
         let stream = self.client.open(AUTHORITY, request_fields()).expect("there is room");
-        self.to_server();
-        self.to_client();
+        self.reach_server();
+        self.reach_client();
         stream
     }
 
@@ -98,7 +98,7 @@ impl Pair {
         let stream = self.connect();
         assert!(self.client.room(stream) > 0);
         self.client.reset(stream, adit::http2::Code::CANCEL);
-        self.to_server();
+        self.reach_server();
     }
 }
 

@@ -100,21 +100,21 @@ impl Frames {
         let server = Machine::new(http2::Role::Server, config, now);
         let stream = client.open("10.0.0.1:80", []).unwrap();
         let mut frames = Self { client, server, stream, wire: Vec::with_capacity(1 << 20), now };
-        frames.to_server();
+        frames.reach_server();
         frames.server.respond(stream, []).unwrap();
-        frames.to_client();
-        frames.to_server();
+        frames.reach_client();
+        frames.reach_server();
         assert!(frames.client.room(stream) > MAX_BODY);
         frames
     }
 
-    fn to_server(&mut self) -> usize {
+    fn reach_server(&mut self) -> usize {
         self.wire.extend_from_slice(self.client.output());
         self.client.sent(self.client.output().len());
         take(&mut self.server, &mut self.wire, self.now)
     }
 
-    fn to_client(&mut self) -> usize {
+    fn reach_client(&mut self) -> usize {
         self.wire.extend_from_slice(self.server.output());
         self.server.sent(self.server.output().len());
         take(&mut self.client, &mut self.wire, self.now)
@@ -148,15 +148,15 @@ fn data_windows_and_pings_go_back_and_forth_without_allocating() {
             let head = frames.client.send(frames.stream, length, false).unwrap();
             frames.wire.extend_from_slice(&head);
             frames.wire.resize(HEAD + length, 7);
-            carried[0] += frames.to_server();
+            carried[0] += frames.reach_server();
             let head = frames.server.send(frames.stream, length, false).unwrap();
             frames.wire.extend_from_slice(&head);
             frames.wire.resize(HEAD + length, 7);
-            carried[1] += frames.to_client();
+            carried[1] += frames.reach_client();
             // A sign of life now and then, which the peer answers.
             frames.now += Duration::from_secs(1);
             frames.client.on_time(frames.now + Duration::from_secs(10)).unwrap();
-            (frames.to_server(), frames.to_client())
+            (frames.reach_server(), frames.reach_client())
         };
         // The first turns find out how much room answers need.
         for _ in 0..100 {

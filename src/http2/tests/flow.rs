@@ -179,7 +179,7 @@ fn padding_is_given_back_at_once() {
     let mut wire =
         Wire::new(Role::Server, Config { connection_window: 65_535, stream_window: 65_535, ..CONFIG }, &[]);
     wire.get(&connect(1)).unwrap();
-    let padded = [&[255u8][..], &[b'x'], &[0; 255]].concat();
+    let padded = [&[255u8][..], b"x", &[0; 255]].concat();
     for _ in 0..10_000 {
         assert_eq!(wire.get(&frame(FrameKind::DATA, flag::PADDED, 1, &padded)).unwrap(), ["1: data x"]);
         wire.machine.taken(StreamId::new(1), 1);

@@ -14,7 +14,8 @@ const WIRE: usize = 64 << 20;
 
 /// Bytes that tell by their value where they belong.
 fn pattern(stream: usize, length: usize) -> Vec<u8> {
-    (0..length).map(|n| (n.wrapping_mul(31) ^ stream.wrapping_mul(131) ^ (n >> 8)) as u8).collect()
+    let byte = |n: usize| (n.wrapping_mul(31) ^ stream.wrapping_mul(131) ^ (n >> 8)).to_le_bytes()[0];
+    (0..length).map(byte).collect()
 }
 
 /// Sizes of what connections carry: none, little, around frames and windows, much.
