@@ -99,7 +99,7 @@ impl Ours {
 
     fn move_on(self) -> Self {
         let now = Instant::now();
-        let sealer = self.sealer.into_state().encode(now);
+        let sealer = self.sealer.into_state().expect("it has not failed").encode(now);
         let opener = self.opener.into_state().expect("it has not failed").encode(now);
         Self {
             sealer: Sealer::resume(SealerState::decode(black_box(&sealer), now).expect("just written")),

@@ -40,11 +40,11 @@ pub enum PlainError {
         at: usize,
     },
     /// A value that no state has.
-    #[error("{field} at byte {at} is {value}, which no state has")]
+    #[error("{field}, which ends at byte {at}, is {value}, which no state has")]
     Value {
         /// What stands there.
         field: &'static str,
-        /// Where it begins.
+        /// Where it ends.
         at: usize,
         /// The value; of byte strings the length.
         value: u64,

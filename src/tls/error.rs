@@ -251,14 +251,6 @@ pub enum OpenError {
         /// What its header says.
         length: u32,
     },
-    /// More tickets than anybody needs.
-    #[error("{at} begins a ticket after {limit} others")]
-    Tickets {
-        /// Which record.
-        at: At,
-        /// The most that may come.
-        limit: u16,
-    },
     /// One KeyUpdate after the other.
     #[error("{at} is one more KeyUpdate after {limit} without data")]
     KeyUpdates {
@@ -296,7 +288,6 @@ impl OpenError {
             | Self::Interleaved { .. }
             | Self::Message { .. }
             | Self::KeyUpdateNotLast { .. }
-            | Self::Tickets { .. }
             | Self::KeyUpdates { .. }
             | Self::Idle { .. } => AlertDescription::UnexpectedMessage,
             Self::Long { .. } | Self::InnerLong { .. } => AlertDescription::RecordOverflow,

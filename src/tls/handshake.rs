@@ -4,10 +4,10 @@ use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
-use rustls::client::UnbufferedClientConnection;
+use rustls::client::{Resumption, UnbufferedClientConnection};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::server::UnbufferedServerConnection;
+use rustls::server::{NoServerSessionStorage, ProducesTickets, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, UnbufferedStatus};
 use rustls::{ClientConfig, CommonState, ConnectionTrafficSecrets, KeyLog, ProtocolVersion, ServerConfig};
 
@@ -90,6 +90,8 @@ impl Handshake {
         let mut config = config.clone();
         config.key_log = secrets.clone();
         config.enable_secret_extraction = true;
+        // Every handshake proves both ends anew, and no data is sent before it has.
+        config.resumption = Resumption::disabled();
         config.enable_early_data = false;
         let connection = UnbufferedClientConnection::new(config.into(), name)?;
         Ok(Self::new(Connection::Client(connection.into()), secrets))
@@ -105,6 +107,10 @@ impl Handshake {
         let mut config = config.clone();
         config.key_log = secrets.clone();
         config.enable_secret_extraction = true;
+        // As for the client.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.ticketer = Arc::new(NoTickets);
+        config.send_tls13_tickets = 0;
         config.max_early_data_size = 0;
         let connection = UnbufferedServerConnection::new(config.into())?;
         Ok(Self::new(Connection::Server(connection.into()), secrets))
@@ -207,12 +213,14 @@ impl Handshake {
             Connection::Client(client) => (client.dangerous_into_kernel_connection()?.0, Role::Client),
             Connection::Server(server) => (server.dangerous_into_kernel_connection()?.0, Role::Server),
         };
-        let ((sent_by_client, of_client), (sent_by_server, of_server)) = match role {
-            Role::Client => (extracted.tx, extracted.rx),
-            Role::Server => (extracted.rx, extracted.tx),
+        // Borrowed, so that the keys are not moved about on the stack.
+        let (of_client, of_server) = match role {
+            Role::Client => (&extracted.tx, &extracted.rx),
+            Role::Server => (&extracted.rx, &extracted.tx),
         };
-        let client = checked(suite, &self.secrets.client, &of_client, "client's")?;
-        let server = checked(suite, &self.secrets.server, &of_server, "server's")?;
+        let (sent_by_client, sent_by_server) = (of_client.0, of_server.0);
+        let client = checked(suite, &self.secrets.client, &of_client.1, "client's")?;
+        let server = checked(suite, &self.secrets.server, &of_server.1, "server's")?;
         let (sealer, opener) = match role {
             Role::Client => (Sealer::new(client, sent_by_client), Opener::new(role, server, sent_by_server)),
             Role::Server => (Sealer::new(server, sent_by_server), Opener::new(role, client, sent_by_client)),
@@ -304,6 +312,28 @@ fn checked(
         .and_then(|()| verify_slices_are_equal(&ours.iv.0, iv.as_ref()))
         .map_err(|_| HandshakeError::Keys { direction })?;
     Ok(secret)
+}
+
+/// A ticketer that is off, whatever the configuration brought.
+#[derive(Debug)]
+struct NoTickets;
+
+impl ProducesTickets for NoTickets {
+    fn enabled(&self) -> bool {
+        false
+    }
+
+    fn lifetime(&self) -> u32 {
+        0
+    }
+
+    fn encrypt(&self, _plain: &[u8]) -> Option<Vec<u8>> {
+        None
+    }
+
+    fn decrypt(&self, _cipher: &[u8]) -> Option<Vec<u8>> {
+        None
+    }
 }
 
 /// The key log of one handshake: the first traffic secret of each side, and nothing else.

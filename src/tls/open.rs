@@ -57,16 +57,18 @@ pub enum Opened<'a> {
 /// What one record was.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Content<'a> {
-    /// Data, where it lay in the buffer. May be empty.
+    /// Data, where it lay in the buffer, [`HEADER`] bytes behind the record's beginning. May be empty. It borrows the buffer; who
+    /// gathers several records before passing them on keeps their places instead.
     Data(&'a mut [u8]),
     /// The peer changed its keys, which has been taken care of.
     KeysChanged {
-        /// It wants ours to change too: see [`Sealer::owe_key_update`](super::Sealer::owe_key_update).
+        /// It wants ours to change too, before our next data: tell [`Sealer::owe_key_update`](super::Sealer::owe_key_update).
         answer: bool,
     },
     /// Nothing that matters.
     Ignored,
-    /// The peer sends nothing any more. What is behind this record is not looked at.
+    /// The peer sends nothing any more. What is behind this record is not looked at: stop reading here, as every further call
+    /// says the same and none asks for more bytes.
     Closed,
 }
 

@@ -11,8 +11,6 @@ pub(super) const KEY_UPDATE: u8 = 24;
 const HEADER: usize = 4;
 /// The longest ticket that is skipped, which is also rustls's limit for any message.
 const MAX_TICKET: u32 = 0xffff;
-/// The most tickets that one connection may bring. Servers send one or two; some send another now and then.
-const MAX_TICKETS: u16 = 1024;
 
 /// Where in the stream of handshake messages we are: between two, or so far into one. Messages are not kept: of a
 /// KeyUpdate one byte counts, and tickets are of no use to us, since every handshake proves both ends anew.
@@ -24,8 +22,6 @@ pub(super) struct Messages {
     pub(super) have: u8,
     /// How much of the message under way is still to come, once its header is whole.
     pub(super) left: u32,
-    /// Tickets so far.
-    pub(super) tickets: u16,
 }
 
 /// What the messages of one record amount to.
@@ -61,7 +57,7 @@ impl Messages {
                 continue;
             }
             if self.header[0] == KEY_UPDATE {
-                *self = Self { tickets: self.tickets, ..Self::default() };
+                *self = Self::default();
                 if content.len() > 1 {
                     return Err(OpenError::KeyUpdateNotLast { at, behind: content.len() - 1 });
                 }
@@ -75,7 +71,7 @@ impl Messages {
             content = &content[skipped..];
             self.left -= u32::try_from(skipped).expect("not more than was left");
             if self.left == 0 {
-                *self = Self { tickets: self.tickets, ..Self::default() };
+                *self = Self::default();
             }
         }
         Ok(Messaged::Nothing)
@@ -92,34 +88,24 @@ impl Messages {
             _ if !(MIN_TICKET..=MAX_TICKET).contains(&self.left) => {
                 Err(OpenError::TicketLength { at, length: self.left })
             }
-            _ if self.tickets >= MAX_TICKETS => Err(OpenError::Tickets { at, limit: MAX_TICKETS }),
-            _ => {
-                self.tickets += 1;
-                Ok(())
-            }
+            _ => Ok(()),
         }
     }
 
     /// Whether these values can have come from [`take`](Self::take).
     pub(super) fn possible(&self, role: Role) -> bool {
-        let Self { header: [kind, high, middle, low], have, left, tickets } = *self;
+        let Self { header: [kind, high, middle, low], have, left } = *self;
         let length = u32::from_be_bytes([0, high, middle, low]);
         let known = kind == KEY_UPDATE || (kind == TICKET && role == Role::Client);
         let message = match (have, kind) {
             (0, _) => left == 0,
             (1..=3, _) => known && left == 0,
             (4, KEY_UPDATE) => length == 1 && left == 1,
-            (4, _) => {
-                known
-                    && (MIN_TICKET..=MAX_TICKET).contains(&length)
-                    && left <= length
-                    && left > 0
-                    && tickets > 0
-            }
+            (4, _) => known && (MIN_TICKET..=MAX_TICKET).contains(&length) && left <= length && left > 0,
             _ => false,
         };
         let unread = self.header.iter().skip(have.into()).all(|byte| *byte == 0);
-        message && unread && tickets <= MAX_TICKETS && (role == Role::Client || tickets == 0)
+        message && unread
     }
 }
 

@@ -31,6 +31,8 @@ pub(super) mod content {
 }
 
 /// The bodies of a batch's slots in order, for a `readv` that fills them. An end too short for a body has none.
+///
+/// What is sealed is what lies there: after a short `readv` cut the batch to [`batch_length`] of the bytes that were read.
 pub fn bodies(batch: &mut [u8]) -> impl Iterator<Item = &mut [u8]> {
     batch.chunks_mut(SLOT).filter(|slot| slot.len() > OVERHEAD).map(|slot| {
         let end = slot.len() - TRAILER;
@@ -46,6 +48,7 @@ pub fn batch_length(bytes: usize) -> usize {
 
 /// A sealed record that carries no data: an alert or a KeyUpdate. Read it as a slice.
 #[derive(Clone, Debug)]
+#[must_use = "the peer must get it, in its place among the other records"]
 pub struct SmallRecord {
     bytes: [u8; Self::MAX],
     length: usize,

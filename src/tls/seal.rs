@@ -11,7 +11,7 @@ use super::record::{HEADER, MAX_BODY, OVERHEAD, SLOT, SmallRecord, TAG, content}
 use super::state::SealerState;
 
 /// From here on a KeyUpdate is due. AES-GCM stays safe for 2^24.5 full records under one key (RFC 8446 §5.5); we
-/// change it at half of that, with room for a batch that is being filled.
+/// change it at a third of that, with room for a batch that is being filled.
 pub const KEY_UPDATE_DUE: u64 = (1 << 23) - 1024;
 /// From here on no data is sealed.
 pub const KEY_LIMIT: u64 = 1 << 24;
@@ -29,13 +29,17 @@ pub const KEY_LIMIT: u64 = 1 << 24;
 /// | Open   | KeyUpdate                 | Open   | a record under the old key; then new keys, from 0    |
 /// | Owing  | KeyUpdate                 | Open   | the same, and it asks nothing of the peer            |
 /// | both   | close_notify, fatal alert | Closed | a record, the last one                               |
-/// | Closed | anything                  | Closed | refused                                              |
+/// | Closed | the peer wants an answer  | Closed | nothing: there is no data to send under new keys     |
+/// | Closed | anything else             | Closed | refused                                              |
+/// | any    | the cipher refuses        | Failed | nothing more is sealed, and it does not move         |
 ///
 /// So a sender's loop is: while [`key_update_due`](Self::key_update_due), send one; then data.
 pub struct Sealer {
     pub(super) state: SealerState,
     key: TlsRecordSealingKey,
     iv: Iv,
+    /// The record that the cipher refused.
+    failed: Option<u64>,
 }
 
 /// Whether our KeyUpdate makes the peer change its keys too.
@@ -56,12 +60,18 @@ impl Sealer {
     /// Goes on where another sealer stopped.
     pub fn resume(state: SealerState) -> Self {
         let (key, iv) = keys(&state.secret, state.sequence);
-        Self { state, key, iv }
+        Self { state, key, iv, failed: None }
     }
 
     /// Ends this sealer; its state goes on elsewhere.
-    pub fn into_state(self) -> SealerState {
-        self.state
+    ///
+    /// # Errors
+    /// [`SealError::Cipher`] if it has failed: such a connection goes nowhere.
+    pub fn into_state(self) -> Result<SealerState, SealError> {
+        match self.failed {
+            Some(sequence) => Err(SealError::Cipher { sequence }),
+            None => Ok(self.state),
+        }
     }
 
     /// The number of the next record under its key.
@@ -69,14 +79,17 @@ impl Sealer {
         self.state.sequence
     }
 
-    /// Whether a KeyUpdate is to be sealed before more data.
+    /// Whether a KeyUpdate is to be sealed before more data. Never after the end: then there is no more data.
     pub fn key_update_due(&self) -> bool {
-        self.state.owes || self.state.sequence >= KEY_UPDATE_DUE
+        !self.state.closed && (self.state.owes || self.state.sequence >= KEY_UPDATE_DUE)
     }
 
     /// The peer asked for a KeyUpdate: data is refused until one is sealed.
+    ///
+    /// Cheap, and one answer does for any number of requests. Seal it when the next data is about to be sealed, and no sooner:
+    /// RFC 8446 §4.6.3 wants no more, and answers that queue up for a peer which asks and does not read have no end.
     pub fn owe_key_update(&mut self) {
-        self.state.owes = true;
+        self.state.owes = !self.state.closed;
     }
 
     /// Whether close_notify or a fatal alert was sealed, after which nothing is.
@@ -112,8 +125,9 @@ impl Sealer {
         if self.state.owes {
             return Err(SealError::AnswerOwed);
         }
+        self.not_failed()?;
         let records = batch.len().div_ceil(SLOT) as u64;
-        if self.state.sequence + records > KEY_LIMIT {
+        if KEY_LIMIT.saturating_sub(self.state.sequence) < records {
             return Err(SealError::KeySpent { sequence: self.state.sequence, records });
         }
         batch.chunks_mut(SLOT).try_for_each(|slot| self.protect(content::DATA, slot))
@@ -157,12 +171,17 @@ impl Sealer {
     /// What carries no data needs no room under the key: a KeyUpdate changes it, an alert ends it, so there is at
     /// most one record beyond the limit.
     fn seal_small(&mut self, kind: u8, body: &[u8]) -> Result<SmallRecord, SealError> {
+        self.not_failed()?;
         if self.state.closed {
             return Err(SealError::Closed);
         }
         let mut record = SmallRecord::around(body);
         self.protect(kind, record.slot())?;
         Ok(record)
+    }
+
+    fn not_failed(&self) -> Result<(), SealError> {
+        self.failed.map_or(Ok(()), |sequence| Err(SealError::Cipher { sequence }))
     }
 
     /// One record. `slot` has between `OVERHEAD` and `SLOT` bytes.
@@ -175,11 +194,12 @@ impl Sealer {
         let tag_at = slot.len() - TAG;
         slot[tag_at - 1] = kind;
         // The number is spent before it is used: whatever fails below, no other record gets it.
-        self.state.sequence += 1;
+        let sequence = self.state.sequence;
+        self.state.sequence = sequence.saturating_add(1);
         let sealed = self.key.seal_in_place_separate_tag(nonce, Aad::from(header), &mut slot[HEADER..tag_at]);
         let Ok(tag) = sealed else {
-            self.state.closed = true;
-            return Err(SealError::Cipher { sequence: self.state.sequence - 1 });
+            self.failed = Some(sequence);
+            return Err(SealError::Cipher { sequence });
         };
         slot[..HEADER].copy_from_slice(&header);
         slot[tag_at..].copy_from_slice(tag.as_ref());

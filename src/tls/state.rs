@@ -109,7 +109,6 @@ impl OpenerState {
         writer.u32(u32::from_be_bytes(self.messages.header));
         writer.u8(self.messages.have);
         writer.u32(self.messages.left);
-        writer.u16(self.messages.tickets);
         writer.u16(self.budget.key_updates);
         writer.u16(self.budget.empty);
         writer.u16(self.budget.quiet);
@@ -130,7 +129,6 @@ impl OpenerState {
             header: reader.u32("the message's header")?.to_be_bytes(),
             have: reader.u8("the length of the message's header")?,
             left: reader.u32("the rest of the message")?,
-            tickets: reader.u16("the number of tickets")?,
         };
         if !messages.possible(role) {
             return Err(reader.wrong("the message under way", messages.left));

@@ -118,6 +118,20 @@ fn close_notify_is_a_clean_end_for_both_and_each_direction_ends_alone() {
 }
 
 #[test]
+fn a_peer_that_asks_for_new_keys_after_our_end_is_still_heard() {
+    let (mut ours, mut peer) = established(Role::Server, Suite::Aes128);
+    let mut inbox = Inbox::new(ours.opener, ours.received);
+    peer.receive(&ours.sealer.seal_close_notify().unwrap()).unwrap();
+    peer.0.refresh_traffic_keys().unwrap();
+    peer.write(b"more");
+    let mut news = News::default();
+    inbox.receive(&peer.sends(), &mut news).unwrap();
+    assert_eq!((&news.data[..], news.answers), (&b"more"[..], 1));
+    ours.sealer.owe_key_update();
+    assert!(!ours.sealer.key_update_due(), "a sender would try to seal one, and fail");
+}
+
+#[test]
 fn our_alert_is_the_peers_error() {
     every_way(|role, suite| {
         let (mut ours, mut peer) = established(role, suite);

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use rustls::crypto::aws_lc_rs::cipher_suite;
-use rustls::{AlertDescription, CipherSuite, Error};
+use rustls::crypto::aws_lc_rs::kx_group::{SECP384R1, X25519};
+use rustls::crypto::{CryptoProvider, SupportedKxGroup};
+use rustls::{AlertDescription, CipherSuite, Error, HandshakeKind};
 
 use super::support::*;
 use crate::identity::{
@@ -93,16 +95,52 @@ fn data_that_comes_with_the_last_flight_is_carried_over_as_it_came() {
 }
 
 #[test]
-fn a_servers_tickets_count_as_its_records() {
-    // Ours sends tickets although the product's configuration does not: rustls has sealed both, in one record, so we
-    // begin behind it.
-    let mut ours = Handshake::server(&server_config(Suite::Aes128)).unwrap();
-    let mut peer = Peer::client(client_config(Suite::Aes128));
-    shake(&mut ours, &mut peer, usize::MAX).unwrap();
-    let mut done = ours.finish().unwrap();
-    assert_eq!(done.sealer.sequence(), 1);
-    peer.receive(&seal(&mut done.sealer, b"behind the tickets", 1)).unwrap();
-    assert_eq!(peer.read(), b"behind the tickets");
+fn every_handshake_proves_both_ends_anew_whatever_the_configuration_keeps() {
+    // rustls's defaults: a server that sends tickets and keeps sessions, a client that comes back with what it has.
+    let (server, client) = (server_config(Suite::Aes128), client_config(Suite::Aes128));
+    for turn in 0..3 {
+        let mut ours = Handshake::server(&server).unwrap();
+        let mut peer = Peer::client(client.clone());
+        shake(&mut ours, &mut peer, usize::MAX).unwrap();
+        assert_eq!(ours.connection().handshake_kind(), Some(HandshakeKind::Full), "server, turn {turn}");
+        assert_eq!(ours.finish().unwrap().sealer.sequence(), 0, "no ticket was sent");
+        let mut ours = Handshake::client(&client, cart()).unwrap();
+        let mut peer = Peer::server(server.clone());
+        shake(&mut ours, &mut peer, usize::MAX).unwrap();
+        assert_eq!(ours.connection().handshake_kind(), Some(HandshakeKind::Full), "client, turn {turn}");
+    }
+}
+
+#[test]
+fn a_handshake_that_must_be_tried_again_ends_like_any_other() {
+    let only = |groups: &[&'static dyn SupportedKxGroup]| CryptoProvider {
+        kx_groups: groups.to_vec(),
+        ..(*provider(&[rustls_suite(Suite::Aes256)])).clone()
+    };
+    let (of_server, of_client) = (only(&[SECP384R1]), only(&[X25519, SECP384R1]));
+    for (role, piece) in [(Role::Client, 1), (Role::Client, 4_000), (Role::Server, 5), (Role::Server, 4_000)]
+    {
+        let (server, client) = (of_server.clone().into(), of_client.clone().into());
+        let (mut ours, mut peer) = match role {
+            Role::Client => (
+                Handshake::client(&client_config_of(client), cart()).unwrap(),
+                Peer::server(server_config_of(server)),
+            ),
+            Role::Server => (
+                Handshake::server(&server_config_of(server)).unwrap(),
+                Peer::client(client_config_of(client)),
+            ),
+        };
+        shake(&mut ours, &mut peer, piece).unwrap();
+        assert_eq!(ours.connection().handshake_kind(), Some(HandshakeKind::FullWithHelloRetryRequest));
+        let mut done = ours.finish().unwrap();
+        peer.receive(&seal(&mut done.sealer, b"hello", 1)).unwrap();
+        assert_eq!(peer.read(), b"hello");
+        peer.write(b"back");
+        let mut news = News::default();
+        Inbox::new(done.opener, done.received).receive(&peer.sends(), &mut news).unwrap();
+        assert_eq!(news.data, b"back");
+    }
 }
 
 #[test]

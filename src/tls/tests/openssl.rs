@@ -144,7 +144,7 @@ impl Wire {
         self.tcp.write_all(bytes).unwrap();
     }
 
-    /// Answers what is asked for, as every driver must.
+    /// Answers what is asked for at once, since OpenSSL's next line waits for it.
     fn receive(&mut self, done: impl Fn(&News) -> bool) {
         let mut buffer = [0; 1 << 14];
         self.inbox.receive(&[], &mut self.news).unwrap();

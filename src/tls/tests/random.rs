@@ -204,7 +204,7 @@ proptest! {
         let mut inbox = inbox();
         inbox.receive(&peer.record(HANDSHAKE, &TICKET[..9]), &mut News::default()).unwrap();
         for written in [
-            Sealer::new(secret(Suite::Aes128), 5).into_state().encode(now),
+            Sealer::new(secret(Suite::Aes128), 5).into_state().unwrap().encode(now),
             inbox.opener.into_state().unwrap().encode(now),
         ] {
             let mut bytes = written.to_vec();

@@ -402,16 +402,12 @@ fn runs_without_data_are_bounded_and_data_ends_them() {
 }
 
 #[test]
-fn the_tickets_of_a_connection_are_bounded_whatever_is_between_them() {
+fn a_connection_may_live_long_enough_for_many_tickets() {
     let mut peer = by_hand();
     let mut inbox = Inbox::new(Opener::new(Role::Client, secret(SUITE), 0), Vec::new());
-    for taken in 0.. {
+    for _ in 0..10_000 {
         let bytes = [peer.record(HANDSHAKE, &TICKET), peer.record(DATA, b"x")].concat();
-        if let Err(error) = inbox.receive(&bytes, &mut News::default()) {
-            assert_eq!(error, OpenError::Tickets { at: at(2048), limit: 1024 });
-            assert_eq!((taken, error.alert()), (1024, Some(UnexpectedMessage)));
-            return;
-        }
+        inbox.receive(&bytes, &mut News::default()).unwrap();
     }
 }
 

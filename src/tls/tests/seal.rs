@@ -71,7 +71,7 @@ fn a_key_update_is_due_before_2_to_the_23_and_data_ends_at_2_to_the_24() {
     // A batch under way is still sealed.
     sealer.seal_batch(&mut vec![0; 64 * SLOT]).unwrap();
     assert!(sealer.sequence() < 1 << 23);
-    sealer.seal_key_update(PeerKeys::Stay).unwrap();
+    let _ = sealer.seal_key_update(PeerKeys::Stay).unwrap();
     assert!(!sealer.key_update_due());
     assert_eq!(sealer.sequence(), 0);
 
@@ -82,7 +82,7 @@ fn a_key_update_is_due_before_2_to_the_23_and_data_ends_at_2_to_the_24() {
     assert!(batch.iter().all(|byte| *byte == 7), "no record of it was sealed");
     sealer.seal_batch(&mut batch[..2 * SLOT]).unwrap();
     assert!(matches!(sealer.seal(&mut [0; OVERHEAD]), Err(SealError::KeySpent { .. })));
-    sealer.seal_key_update(PeerKeys::Stay).unwrap();
+    let _ = sealer.seal_key_update(PeerKeys::Stay).unwrap();
     sealer.seal(&mut [0; OVERHEAD]).unwrap();
 }
 
@@ -90,7 +90,7 @@ fn a_key_update_is_due_before_2_to_the_23_and_data_ends_at_2_to_the_24() {
 fn nothing_is_sealed_after_the_end() {
     for alert in [None, Some(rustls::AlertDescription::InternalError)] {
         let (mut sealer, _) = pair(Suite::Aes128);
-        match alert {
+        let _ = match alert {
             None => sealer.seal_close_notify().unwrap(),
             Some(alert) => sealer.seal_alert(alert).unwrap(),
         };
@@ -129,13 +129,39 @@ fn a_sealer_that_begins_in_the_middle_goes_on_past_every_border_of_its_count() {
 }
 
 #[test]
-fn a_number_that_was_used_is_refused_by_the_cipher_too() {
+fn after_the_end_nothing_is_due_whatever_the_peer_asks() {
+    let mut sealer = Sealer::new(secret(Suite::Aes128), KEY_UPDATE_DUE);
+    assert!(sealer.key_update_due());
+    let _ = sealer.seal_close_notify().unwrap();
+    assert!(!sealer.key_update_due());
+    sealer.owe_key_update();
+    assert!(!sealer.key_update_due());
+}
+
+#[test]
+fn a_number_that_was_used_is_refused_by_the_cipher_too_and_ends_the_sealer_without_a_close() {
     for first in [0, 1, 1000, 1 << 23] {
-        let mut sealer = Sealer::new(secret(Suite::Aes128), first);
-        sealer.seal(&mut [0; OVERHEAD]).unwrap();
-        sealer.state.sequence = first;
-        let refused = sealer.seal(&mut [0; OVERHEAD]);
-        assert_eq!(refused, Err(SealError::Cipher { sequence: first }));
-        assert_eq!(sealer.seal(&mut [0; OVERHEAD]), Err(SealError::Closed), "and that is the end");
+        number_used_twice(first);
+    }
+}
+
+fn number_used_twice(first: u64) {
+    let mut sealer = Sealer::new(secret(Suite::Aes128), first);
+    sealer.seal(&mut [0; OVERHEAD]).unwrap();
+    sealer.state.sequence = first;
+    let refused = SealError::Cipher { sequence: first };
+    assert_eq!(sealer.seal(&mut [0; OVERHEAD]), Err(refused));
+    assert!(!sealer.is_closed(), "no close_notify was sealed");
+    assert_eq!(sealer.seal(&mut [0; OVERHEAD]), Err(refused));
+    assert_eq!(sealer.seal_close_notify().map(drop), Err(refused));
+    assert_eq!(sealer.into_state().map(drop), Err(refused));
+}
+
+#[test]
+fn no_count_is_too_high_to_be_refused() {
+    for sequence in [KEY_LIMIT, u64::MAX - 1, u64::MAX] {
+        let mut sealer = Sealer::new(secret(Suite::Aes128), sequence);
+        let refused = SealError::KeySpent { sequence, records: 1 };
+        assert_eq!(sealer.seal(&mut [0; OVERHEAD]), Err(refused));
     }
 }

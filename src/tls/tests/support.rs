@@ -97,7 +97,10 @@ pub fn client_config(suite: Suite) -> ClientConfig {
 }
 
 pub fn server_config(suite: Suite) -> ServerConfig {
-    let provider = provider(&[rustls_suite(suite)]);
+    server_config_of(provider(&[rustls_suite(suite)]))
+}
+
+pub fn server_config_of(provider: Arc<CryptoProvider>) -> ServerConfig {
     let verifier = WebPkiClientVerifier::builder_with_provider(roots(), provider.clone()).build().unwrap();
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])
