@@ -325,7 +325,7 @@ impl Tunnel {
                     machine.taken(stream, bytes.len());
                 }
                 Action::Reset { stream, .. } => streams.entry(stream).or_default().reset = true,
-                Action::Ready | Action::Writable { .. } | Action::GoAway { .. } => {}
+                Action::Ready | Action::MayOpen | Action::Writable { .. } | Action::GoAway { .. } => {}
             }
         }
     }

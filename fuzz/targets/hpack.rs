@@ -15,7 +15,7 @@ type Fields = Vec<(Vec<u8>, Vec<u8>)>;
 
 fn decode(decoder: &mut Decoder, block: &[u8]) -> Result<Fields, String> {
     let mut fields = Vec::new();
-    let done = decoder.decode(block, |name, value| fields.push((name.to_vec(), value.to_vec())));
+    let done = decoder.decode(block, 1 << 20, |name, value| fields.push((name.to_vec(), value.to_vec())));
     assert!(decoder.size() <= LIMIT);
     done.map(|()| fields).map_err(|error| error.to_string())
 }

@@ -11,7 +11,8 @@ use crate::plain::{PlainError, Reader, Writer};
 /// What a peer may not send without end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Nuisance {
-    /// Requests taken back before they were answered (CVE-2023-44487). Over this budget new streams are refused.
+    /// Requests taken back before they were answered (CVE-2023-44487), beyond one for each that is answered. Over this budget new
+    /// streams are refused.
     Reset,
     /// Streams that we refused, because there were too many of them or too many were taken back.
     Refusal,
@@ -35,10 +36,12 @@ pub enum Nuisance {
     Stale,
     /// Responses that announce a response (1xx).
     Interim,
+    /// GOAWAY: two are enough.
+    GoAway,
 }
 
 impl Nuisance {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Reset,
         Self::Refusal,
         Self::Provoked,
@@ -51,13 +54,14 @@ impl Nuisance {
         Self::Unknown,
         Self::Stale,
         Self::Interim,
+        Self::GoAway,
     ];
 
     /// How many at once, and how many a second.
     pub const fn allowance(self) -> (u32, u32) {
         match self {
             Self::Reset => (400, 200),
-            Self::Refusal => (1_000, 200),
+            Self::Refusal => (20_000, 10_000),
             Self::Provoked => (100, 20),
             Self::EmptyData => (1_000, 100),
             Self::Continuation => (200, 50),
@@ -68,6 +72,7 @@ impl Nuisance {
             Self::Unknown => (1_000, 200),
             Self::Stale => (10_000, 2_000),
             Self::Interim => (50, 10),
+            Self::GoAway => (20, 1),
         }
     }
 
@@ -86,6 +91,7 @@ impl Nuisance {
             Self::Unknown => "frames of unknown kinds",
             Self::Stale => "frames on streams that are over",
             Self::Interim => "interim responses",
+            Self::GoAway => "GOAWAY frames",
         }
     }
 }
@@ -99,7 +105,7 @@ pub(super) struct Budgets {
 #[derive(Clone, Copy, Debug)]
 struct Bucket {
     left: u32,
-    /// When it was filled last: the clock is asked only when nothing is left.
+    /// When it was full, or filled again, last: the clock is asked only then and when nothing is left.
     filled: Instant,
 }
 
@@ -113,7 +119,11 @@ impl Budgets {
     pub fn spend(&mut self, nuisance: Nuisance, now: Instant) -> bool {
         let has_some = self.has(nuisance, now);
         if has_some {
-            self.buckets[nuisance as usize].left -= 1;
+            let bucket = &mut self.buckets[nuisance as usize];
+            if bucket.left == nuisance.allowance().0 {
+                bucket.filled = now;
+            }
+            bucket.left -= 1;
         }
         has_some
     }
@@ -177,6 +187,12 @@ mod tests {
             let later = start + Duration::from_secs(1);
             let spent = (0..most * 2).take_while(|_| budgets.spend(nuisance, later)).count();
             assert_eq!(spent, rate.min(most) as usize, "{nuisance:?}");
+            // Nothing has come together while it was full.
+            let tomorrow = later + Duration::from_secs(24 * 3600);
+            let spent = (0..most * 3).take_while(|_| budgets.spend(nuisance, tomorrow)).count();
+            assert_eq!(spent, most as usize, "{nuisance:?}");
+            let spent = (0..most * 3).take_while(|_| budgets.spend(nuisance, tomorrow)).count();
+            assert_eq!(spent, 0, "{nuisance:?}");
             let next_year = start + Duration::from_secs(365 * 24 * 3600);
             let spent = (0..most * 2).take_while(|_| budgets.spend(nuisance, next_year)).count();
             assert_eq!(spent, most as usize, "{nuisance:?}");

@@ -13,9 +13,8 @@ pub(super) const SIGN_OF_LIFE: [u8; 8] = *b"adit:up?";
 pub(super) const LAST_CALL: [u8; 8] = *b"adit:end";
 
 impl Machine {
-    /// When [`on_time`](Self::on_time) has something to do at the latest; `None` once there is nothing to wait for.
-    ///
-    /// Bytes that arrive only move it further away, so a caller may look again when it has passed.
+    /// When [`on_time`](Self::on_time) has something to do; `None` once there is nothing to wait for. Any call may bring it nearer
+    /// or move it further away: ask again after each turn.
     pub fn deadline(&self) -> Option<Instant> {
         if self.failed.is_some() || self.is_finished() {
             return None;
@@ -39,6 +38,8 @@ impl Machine {
     }
 
     /// Does what is due at `now`: asks for a sign of life, sends the second GOAWAY, gives up.
+    ///
+    /// Read first whatever has arrived. After a pause of this process, what the peer said in time may still lie in the socket.
     ///
     /// # Errors
     /// As of [`read`](Self::read): the tunnel cannot go on.

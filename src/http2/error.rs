@@ -95,7 +95,7 @@ pub enum Error {
         /// The limit in frames.
         frames: u32,
     },
-    /// A header block that cannot be decoded; the tables of both sides are out of step from here on.
+    /// A header block that was not decoded to its end; the tables of both sides are out of step from here on.
     #[error("a header block that cannot be decoded: {0}")]
     Compression(DecodeError),
     /// A setting out of its range.
@@ -140,6 +140,9 @@ pub enum Error {
     /// The peer makes us answer and does not read what we answer.
     #[error("{0} bytes of answers that the peer does not read")]
     Unread(usize),
+    /// We ended it: [`Machine::abort`](super::Machine::abort).
+    #[error("ended by us with {0}")]
+    Aborted(Code),
     /// The peer's preface and SETTINGS did not arrive in time.
     #[error("no preface and SETTINGS within {}s", .0.as_secs())]
     Silent(Duration),
@@ -174,11 +177,13 @@ impl Error {
             Self::Setting { .. } => Code::PROTOCOL_ERROR,
             Self::Ended { .. } => Code::STREAM_CLOSED,
             Self::FrameTooLong { .. } | Self::FrameLength { .. } => Code::FRAME_SIZE_ERROR,
+            Self::Compression(DecodeError::TooMuch { .. }) => Code::ENHANCE_YOUR_CALM,
             Self::Compression(_) => Code::COMPRESSION_ERROR,
             Self::HeaderBlock { .. } | Self::SettingsLength { .. } | Self::Flood(_) | Self::Unread(_) => {
                 Code::ENHANCE_YOUR_CALM
             }
             Self::SettingsTimeout(_) => Code::SETTINGS_TIMEOUT,
+            Self::Aborted(code) => *code,
             Self::PingTimeout(_) => Code::NO_ERROR,
         }
     }

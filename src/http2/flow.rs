@@ -83,10 +83,14 @@ impl ReceiveWindow {
         fits
     }
 
-    /// Bytes are done with. Never more than were charged.
+    /// Bytes that were charged and not given back.
+    pub fn owed(self) -> u32 {
+        u32::try_from(i64::from(self.size) - self.open - i64::from(self.credit)).unwrap_or(0)
+    }
+
+    /// Bytes are done with. Never more than are owed.
     pub fn give_back(&mut self, bytes: u32) {
-        let owed = i64::from(self.size) - self.open - i64::from(self.credit);
-        self.credit += u32::try_from(i64::from(bytes).min(owed)).unwrap_or(0);
+        self.credit += bytes.min(self.owed());
     }
 
     /// Makes the window `size` bytes large; what is more than before becomes credit.
@@ -129,10 +133,8 @@ impl ReceiveWindow {
         let credit = from.u32("the credit of a window")?;
         let size = from.u32("the size of a window")?;
         // No peer was ever allowed more than the window has.
-        if size > LARGEST_WINDOW
-            || open < -i64::from(LARGEST_WINDOW)
-            || open + i64::from(credit) > i64::from(size)
-        {
+        let possible = -i64::from(LARGEST_WINDOW)..=i64::from(size);
+        if size > LARGEST_WINDOW || !possible.contains(&open) || open + i64::from(credit) > i64::from(size) {
             return Err(from.wrong("a receive window", open.unsigned_abs()));
         }
         Ok(Self { open, credit, size })

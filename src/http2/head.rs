@@ -4,9 +4,7 @@ use http::uri::Authority;
 use http::{Method, StatusCode};
 
 use super::error::Malformed;
-
-/// What SETTINGS_MAX_HEADER_LIST_SIZE counts for each field beside its bytes (RFC 9113 §6.5.2).
-pub(super) const FIELD_OVERHEAD: usize = 32;
+use super::hpack::FIELD_OVERHEAD;
 
 /// The fields of a head, pseudo-headers apart, in the order they came. One buffer holds all of them.
 #[derive(Clone, Default, PartialEq, Eq)]

@@ -31,9 +31,12 @@ pub const GOAWAY_DEADLINE: Duration = Duration::from_secs(5);
 /// - [`read`](Self::read) takes bytes of the peer and returns what they mean, one [`Action`] at a time.
 /// - The methods of `send.rs` are the events of our side: [`open`](Self::open), [`respond`](Self::respond),
 ///   [`send`](Self::send), [`taken`](Self::taken) and so on.
-/// - After any call, [`output`](Self::output) has bytes for the peer. They go behind DATA whose head was returned before,
-///   and in front of DATA whose head is returned after. A caller that cannot write them stops reading.
+/// - After any call, [`output`](Self::output) may have bytes for the peer. They go behind DATA whose head was returned before,
+///   and in front of DATA whose head is returned after.
+/// - A caller never stops reading because output waits to be written: two that do so, each with DATA in front of the WINDOW_UPDATE that the
+///   other waits for, wait for ever. What waits is bounded all the same; a peer that makes us answer and does not read is ended.
 /// - At [`deadline`](Self::deadline), [`on_time`](Self::on_time) is called.
+/// - The end of the transport is no event here: whatever is open then was cut.
 ///
 /// # How it stands
 /// | from | event | to |
@@ -69,6 +72,8 @@ pub struct Machine {
     /// Actions that one frame had more of than one.
     pub(super) queue: VecDeque<Action<'static>>,
     pub(super) closing: Closing,
+    /// Windows of streams may grow.
+    pub(super) growing: bool,
     /// The last of our streams that the peer will still serve, once it has sent GOAWAY.
     pub(super) peer_last: Option<u32>,
     /// The peer's SETTINGS have arrived.
@@ -108,6 +113,8 @@ pub(super) enum Closing {
 pub enum Action<'a> {
     /// The peer's SETTINGS have arrived: the tunnel is up.
     Ready,
+    /// As client: the peer allows more streams than before. See [`Machine::can_open`].
+    MayOpen,
     /// As server: a request. It is answered by [`Machine::respond`] or [`Machine::refuse`].
     Request {
         /// Its stream.
@@ -164,7 +171,8 @@ pub enum Action<'a> {
 pub enum Cut {
     /// RST_STREAM of the peer. No END_STREAM came before it, or it has a code that is no "enough": the application must see a reset.
     ByPeer(Code),
-    /// RST_STREAM(NO_ERROR) of a peer that had sent END_STREAM: it has said all and wants no more. This is no error (RFC 9113 §8.1).
+    /// RST_STREAM(NO_ERROR) of a peer that had sent END_STREAM: it has said all and wants no more. This is no error (RFC 9113 §8.1), but our
+    /// side had not ended: what the application still writes reaches nobody, and it should be told by closing it.
     Unwanted,
     /// As client, before any answer: the peer did not take the stream, and it may be tried elsewhere.
     Refused,
@@ -206,6 +214,7 @@ impl Machine {
             output,
             queue: VecDeque::new(),
             closing: Closing::No,
+            growing: true,
             peer_last: None,
             greeted: false,
             acked: false,
@@ -252,9 +261,16 @@ impl Machine {
 
     /// Ends the tunnel: GOAWAY says why, and from here on everything is refused.
     pub(super) fn fail(&mut self, error: Error) -> Error {
-        let last = if self.role == Role::Server { self.last_id } else { 0 };
+        let last = match (self.closing, self.role) {
+            // A later GOAWAY never takes in more than an earlier one (§6.8).
+            (Closing::Final(last), _) => last,
+            (_, Role::Server) => self.last_id,
+            (_, Role::Client) => 0,
+        };
         self.output.goaway(last, error.code(), error.to_string().as_bytes());
         self.failed = Some(error.clone());
+        self.streams = Streams::default();
+        self.queue.clear();
         error
     }
 
@@ -265,7 +281,7 @@ impl Machine {
     /// Resets a stream whose peer broke a rule of it, and tells the caller if it knew of the stream.
     pub(super) fn break_stream(&mut self, id: u32, error: StreamError, now: Instant) -> Result<(), Error> {
         self.spend(Nuisance::Provoked, now)?;
-        self.output.reset(id, error.code());
+        self.output.answer(|output| output.reset(id, error.code()));
         if self.streams.remove(id, Gone::ResetByUs).is_some() {
             let cut = Cut::Broken(error);
             self.queue.push_back(Action::Reset { stream: StreamId::new(id), cut });

@@ -1,11 +1,12 @@
 //! Frames for the peer, other than DATA with payload, until the caller has sent them.
 
 use super::frame::{Code, FrameHead, FrameKind, HEAD, flag};
+use crate::plain::{PlainError, Reader, Writer};
 
 /// What is kept of the buffer when everything in it is sent.
 const KEPT: usize = 4 << 10;
-/// More than this unsent, and a peer that goes on making us answer is ended.
-pub(super) const OUTPUT_LIMIT: usize = 256 << 10;
+/// More answers than this unsent, in bytes, and a peer that goes on making us answer is ended.
+const ANSWERS_LIMIT: usize = 256 << 10;
 /// What GOAWAY says at most about its reason, in bytes.
 const REASON_LIMIT: usize = 128;
 
@@ -13,6 +14,8 @@ const REASON_LIMIT: usize = 128;
 pub(super) struct Output {
     bytes: Vec<u8>,
     sent: usize,
+    /// How many of the unsent bytes at the most are answers that the peer made us give.
+    answers: usize,
 }
 
 impl Output {
@@ -30,6 +33,35 @@ impl Output {
             self.bytes.drain(..self.sent);
             self.sent = 0;
         }
+        self.answers = self.answers.min(self.unsent().len());
+    }
+
+    /// Writes what the peer made us say. What we say by ourselves is bounded by what we do.
+    pub fn answer(&mut self, write: impl FnOnce(&mut Self)) {
+        let before = self.unsent().len();
+        write(self);
+        self.answered(before);
+    }
+
+    /// All that was written since there were `before` bytes unsent was an answer.
+    pub fn answered(&mut self, before: usize) {
+        self.answers += self.unsent().len() - before;
+    }
+
+    /// How many bytes of answers wait, if they are too many.
+    pub fn too_many_answers(&self) -> Option<usize> {
+        Some(self.answers).filter(|answers| *answers > ANSWERS_LIMIT)
+    }
+
+    pub fn write(&self, to: &mut Writer) {
+        to.bytes(self.unsent());
+        to.length(self.answers);
+    }
+
+    pub fn read(from: &mut Reader<'_>) -> Result<Self, PlainError> {
+        let bytes = from.bytes("the output", usize::MAX)?.to_vec();
+        let answers = from.length("the answers in the output", bytes.len())?;
+        Ok(Self { bytes, sent: 0, answers })
     }
 
     pub fn raw(&mut self, bytes: &[u8]) {

@@ -8,7 +8,6 @@ use std::time::Instant;
 use super::error::Error;
 use super::frame::{Code, FrameHead, FrameKind, HEAD, PREFACE};
 use super::machine::{Action, Machine};
-use super::output::OUTPUT_LIMIT;
 use super::settings::PeerSettings;
 use super::{DEBUG_LIMIT, StreamId};
 
@@ -219,10 +218,7 @@ impl Machine {
 
     /// Checks that what we had to answer is being read, before more is taken that must be answered.
     pub(super) fn check_output(&self) -> Result<(), Error> {
-        match self.output.unsent().len() {
-            unread if unread > OUTPUT_LIMIT => Err(Error::Unread(unread)),
-            _ => Ok(()),
-        }
+        self.output.too_many_answers().map_or(Ok(()), |unread| Err(Error::Unread(unread)))
     }
 
     /// A piece of DATA's payload.

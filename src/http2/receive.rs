@@ -11,12 +11,15 @@ use super::flow::{ReceiveWindow, SendWindow};
 use super::frame::{Code, FIRST_WINDOW, FrameHead, FrameKind, StreamId, flag};
 use super::head::Collector;
 use super::machine::{Action, Block, Closing, Cut, Machine};
+use super::output::Output;
 use super::read::{Reading, Step, prefix};
 use super::settings::{PeerSettings, Role};
 use super::stream::{Gone, Stream};
 
 /// Frames that one header block may come in.
 pub(super) const BLOCK_FRAMES: u32 = 64;
+/// Frames that a peer may reasonably send on a stream before it knows of its end.
+const STALE_FRAMES: u32 = 4;
 /// What is kept of the buffer for header blocks between two of them.
 const BLOCK_KEPT: usize = 4 << 10;
 /// Entries that one SETTINGS frame may have: there are eight settings, and each need be said but once.
@@ -131,10 +134,13 @@ impl Machine {
         match self.charge_stream(head)? {
             Taker::Application => {
                 // Padding and its count use up both windows too; nobody will take them, so they return at once.
-                if let Some(stream) = self.streams.get(id) {
-                    stream.receive.give_back(count + padding);
+                if count > 0 {
+                    if let Some(stream) = self.streams.get(id) {
+                        stream.receive.give_back(count + padding);
+                    }
+                    self.announce_stream(id);
+                    self.give_back(count + padding);
                 }
-                self.give_back(count + padding);
                 self.reading = if payload > 0 || end {
                     Reading::Data { stream: id, left: payload, padding, end }
                 } else {
@@ -237,7 +243,7 @@ impl Machine {
         let mut head = Collector::new(self.config.header_list);
         // Decoded whatever becomes of the stream: both sides' tables must stay in step (§4.3).
         self.decoder
-            .decode(&self.block, |name, value| head.field(name, value))
+            .decode(&self.block, self.config.decode_limit(), |name, value| head.field(name, value))
             .map_err(Error::Compression)?;
         self.block.clear();
         self.block.shrink_to(BLOCK_KEPT);
@@ -260,18 +266,22 @@ impl Machine {
         self.last_id = id;
         if matches!(self.closing, Closing::Final(_)) {
             // Our GOAWAY has told the peer that this one is not served (§6.8).
+            self.spend(Nuisance::Stale, now)?;
             self.streams.remember(id, Gone::ResetByUs);
             return Ok(None);
         }
         if self.streams.len() >= self.config.streams as usize || !self.budgets.has(Nuisance::Reset, now) {
             self.spend(Nuisance::Refusal, now)?;
-            self.output.reset(id, Code::REFUSED_STREAM);
+            self.budgets.earn(Nuisance::Stale, STALE_FRAMES);
+            self.output.answer(|output| output.reset(id, Code::REFUSED_STREAM));
             self.streams.remember(id, Gone::ResetByUs);
             return Ok(None);
         }
         if head.is_too_long() {
             self.spend(Nuisance::Provoked, now)?;
+            let before = self.output.unsent().len();
             self.write_refusal(id, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, end_stream);
+            self.output.answered(before);
             self.streams.remember(id, if end_stream { Gone::Ended } else { Gone::ResetByUs });
             return Ok(None);
         }
@@ -293,7 +303,7 @@ impl Machine {
     pub(super) fn new_stream(&mut self, id: u32) -> Stream {
         // A peer may raise each stream's window at once, and see its end later than we do.
         self.budgets.earn(Nuisance::WindowUpdate, 2);
-        self.budgets.earn(Nuisance::Stale, 4);
+        self.budgets.earn(Nuisance::Stale, STALE_FRAMES);
         let first = self.config.first_stream_window();
         // Until it has read our SETTINGS the peer counts from the window that everybody starts with.
         let window = if self.acked { first } else { first.max(FIRST_WINDOW) };
@@ -323,11 +333,11 @@ impl Machine {
                 (Some(Gone::ResetByPeer), _) => {
                     self.break_stream(id, StreamError::AfterEnd(kind), now).map(|()| None)
                 }
-                // A lower id than the last one's that never was a stream, or a stream long gone, opened again (§5.1.1).
-                (None, Role::Server) => Err(Error::StreamOrder { stream: id, last: self.last_id }),
-                (Some(Gone::ResetByUs), _) | (None, Role::Client) => {
-                    self.spend(Nuisance::Stale, now).map(|()| None)
+                // A lower id than the last one's that never was a stream (§5.1.1).
+                (None, Role::Server) if !self.streams.has_forgotten() => {
+                    Err(Error::StreamOrder { stream: id, last: self.last_id })
                 }
+                (Some(Gone::ResetByUs) | None, _) => self.spend(Nuisance::Stale, now).map(|()| None),
             };
         };
         let broken = if stream.got_end {
@@ -408,11 +418,18 @@ impl Machine {
                 self.queue.push_back(Action::Writable { stream: None });
             }
         }
+        let more_streams = match (next.streams, self.peer.streams) {
+            (Some(next), before) => next > before.unwrap_or(self.config.streams),
+            (None, _) => false,
+        };
+        if more_streams && self.greeted && self.role == Role::Client {
+            self.queue.push_back(Action::MayOpen);
+        }
         if next.header_table != self.peer.header_table {
             self.encoder.set_peer_limit(next.header_table);
         }
         self.peer = next;
-        self.output.settings_ack();
+        self.output.answer(Output::settings_ack);
         if !self.greeted {
             self.greeted = true;
             self.queue.push_back(Action::Ready);
@@ -455,10 +472,11 @@ impl Machine {
             }
             FrameKind::PING => {
                 self.spend(Nuisance::Ping, now)?;
-                self.output.ping(bytes, true);
+                self.output.answer(|output| output.ping(bytes, true));
                 Ok(Step::On)
             }
             FrameKind::GOAWAY => {
+                self.spend(Nuisance::GoAway, now)?;
                 let (last, code) = (first & 0x7fff_ffff, Code(u32::from_be_bytes([e, f, g, h])));
                 self.block.clear();
                 self.reading = Reading::Debug { left: head.length - 8, last, code };
@@ -530,11 +548,11 @@ impl Machine {
         // A later GOAWAY can only take more back (§6.8).
         let last = self.peer_last.map_or(last, |before| before.min(last));
         self.peer_last = Some(last);
-        while let Some(id) = self.streams.next_above(last) {
-            let connected = self.streams.remove(id, Gone::ResetByUs).is_some_and(|stream| stream.connected);
+        for stream in self.streams.take_above(last) {
+            self.streams.remember(stream.id, Gone::ResetByUs);
             // A stream that was answered was served, whatever the peer says now: its bytes cannot be sent again elsewhere.
-            let cut = if connected { Cut::ByPeer(code) } else { Cut::Refused };
-            self.queue.push_back(Action::Reset { stream: StreamId::new(id), cut });
+            let cut = if stream.connected { Cut::ByPeer(code) } else { Cut::Refused };
+            self.queue.push_back(Action::Reset { stream: StreamId::new(stream.id), cut });
         }
     }
 }

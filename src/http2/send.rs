@@ -6,14 +6,15 @@ use http::StatusCode;
 
 use super::budget::Nuisance;
 use super::clock::LAST_CALL;
-use super::error::{OpenError, SendError};
+use super::error::{Error, OpenError, SendError};
 use super::frame::{Code, FrameHead, FrameKind, HEAD, LAST_ID, StreamId, flag};
-use super::head::FIELD_OVERHEAD;
+use super::hpack::FIELD_OVERHEAD;
 use super::machine::{Closing, Machine};
 use super::settings::Role;
 use super::stream::Gone;
 
-/// For every so many bytes of DATA that we send, the peer may reasonably send one more WINDOW_UPDATE.
+/// For every so many bytes of DATA that we send, the peer may reasonably raise its two windows once more: Go's library does so for
+/// each 4 KiB that are read.
 const UPDATE_UNIT: usize = 4 << 10;
 
 impl Machine {
@@ -74,6 +75,7 @@ impl Machine {
         fields: impl IntoIterator<Item = (&'f [u8], &'f [u8])> + Clone,
     ) -> Result<(), SendError> {
         self.check_turn(stream)?;
+        self.budgets.earn(Nuisance::Reset, 1);
         let id = stream.number();
         let status = [(&b":status"[..], &b"200"[..])];
         // A client that takes only small heads is told the status alone.
@@ -86,12 +88,14 @@ impl Machine {
         Ok(())
     }
 
-    /// As server: answers a request with another status than 200 and ends the stream.
+    /// As server: answers a request with a status that is not 2xx, and ends the stream.
     ///
     /// # Errors
     /// As of [`respond`](Self::respond).
     pub fn refuse(&mut self, stream: StreamId, status: StatusCode) -> Result<(), SendError> {
+        debug_assert!(!status.is_success(), "a client would take this for a connection");
         let ended = self.check_turn(stream)?;
+        self.budgets.earn(Nuisance::Reset, 1);
         let id = stream.number();
         self.write_refusal(id, status, ended);
         self.streams.remove(id, if ended { Gone::Ended } else { Gone::ResetByUs });
@@ -181,8 +185,8 @@ impl Machine {
         open.send.spend(length);
         open.sent_end = end;
         self.send.spend(length);
-        let updates = u32::try_from(length / UPDATE_UNIT).unwrap_or(u32::MAX);
-        self.budgets.earn(Nuisance::WindowUpdate, updates.saturating_add(2));
+        let reads = u32::try_from(length / UPDATE_UNIT).unwrap_or(u32::MAX);
+        self.budgets.earn(Nuisance::WindowUpdate, reads.saturating_add(1).saturating_mul(2));
         if end {
             self.remove_if_over(id);
         }
@@ -209,32 +213,56 @@ impl Machine {
 
     /// `bytes` of [`Action::Data`](super::Action::Data), of whatever stream, have left the buffer they came in: the
     /// application took them, or they were copied to its backlog, or thrown away. Returns them to the tunnel's window.
+    ///
+    /// Each byte leaves once: more than was brought is not returned, and a debug build says so.
     pub fn left_arena(&mut self, bytes: usize) {
         // More than a u32 cannot be owed: the window is smaller.
-        self.give_back(u32::try_from(bytes).unwrap_or(u32::MAX));
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        debug_assert!(
+            self.failed.is_some() || bytes <= self.receive.owed(),
+            "bytes that left the arena twice"
+        );
+        self.give_back(bytes);
     }
 
     pub(super) fn give_back(&mut self, bytes: u32) {
         self.receive.give_back(bytes);
+        if self.failed.is_some() {
+            return;
+        }
         if let Some(increment) = self.receive.announce() {
             self.output.window_update(0, increment);
         }
     }
 
     /// The application behind a stream took `bytes` of what [`Action::Data`](super::Action::Data) brought: they return to the
-    /// stream's window. A stream whose application has taken nearly all of it gets a larger one.
+    /// stream's window. A stream whose application has taken nearly all of it gets a larger one, unless
+    /// [`let_windows_grow`](Self::let_windows_grow) says no.
     pub fn taken(&mut self, stream: StreamId, bytes: usize) {
-        let largest = self.config.stream_window;
         let id = stream.number();
         let Some(stream) = self.streams.get(id) else { return };
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(stream.untaken);
         stream.untaken -= bytes;
         stream.receive.give_back(bytes);
+        self.announce_stream(id);
+    }
+
+    /// Whether windows of streams may grow from here on. They never become smaller: a worker whose backlogs fill up says no before
+    /// they are full.
+    pub fn let_windows_grow(&mut self, yes: bool) {
+        self.growing = yes;
+    }
+
+    /// Tells the peer what it may send on a stream again, once that is worth a frame.
+    pub(super) fn announce_stream(&mut self, id: u32) {
+        let largest = self.config.stream_window;
+        let growing = self.growing;
+        let Some(stream) = self.streams.get(id) else { return };
         if stream.got_end || !stream.receive.is_due() {
             return;
         }
         let size = stream.receive.size();
-        if stream.untaken <= size / 8 && size < largest {
+        if growing && stream.untaken <= size / 8 && size < largest {
             stream.receive.grow(size.saturating_mul(2).min(largest));
         }
         if let Some(increment) = stream.receive.announce() {
@@ -256,6 +284,14 @@ impl Machine {
                 self.output.goaway(LAST_ID, Code::NO_ERROR, b"");
                 self.output.ping(LAST_CALL, false);
             }
+        }
+    }
+
+    /// Ends the tunnel at once, as a drain does whose deadline is over: GOAWAY says `code`, every stream is over without a word, and
+    /// from here on everything is refused.
+    pub fn abort(&mut self, code: Code) {
+        if self.failed.is_none() {
+            self.fail(Error::Aborted(code));
         }
     }
 

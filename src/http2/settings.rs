@@ -65,6 +65,11 @@ impl Config {
         self.header_list as usize + BLOCK_OVERHEAD
     }
 
+    /// How large a head is decoded at most, to keep both sides' tables in step although it is refused. No honest one comes near.
+    pub(super) fn decode_limit(&self) -> usize {
+        4 * self.header_list as usize + BLOCK_OVERHEAD
+    }
+
     /// The largest dynamic table that the peer may use: until it has read our SETTINGS, at least the one that everybody starts
     /// with.
     pub(super) fn table_limit(&self, acked: bool) -> u32 {

@@ -13,7 +13,7 @@ use super::flow::{ReceiveWindow, SendWindow};
 use super::frame::{Code, FrameHead, FrameKind, HEAD, LAST_ID, PREFACE};
 use super::hpack::{Decoder, Encoder};
 use super::machine::{Block, Closing, Machine};
-use super::output::{OUTPUT_LIMIT, Output};
+use super::output::Output;
 use super::read::{Reading, prefix};
 use super::receive::BLOCK_FRAMES;
 use super::settings::{Config, PeerSettings, Role};
@@ -21,9 +21,6 @@ use super::stream::Streams;
 use crate::plain::{Kind, PlainError, Reader, Writer};
 
 const KIND: Kind = Kind { name: "state of an HTTP/2 tunnel", mark: *b"adh2", version: 1 };
-
-/// More output than any machine has: its limit is looked at before the frame that goes past it.
-const MOST_OUTPUT: usize = 2 * OUTPUT_LIMIT;
 
 impl Machine {
     /// Writes the machine down and ends it here: a tunnel moves, it is never copied.
@@ -53,7 +50,8 @@ impl Machine {
             to.flag(block.end_headers);
             to.u32(block.frames);
         });
-        to.bytes(self.output.unsent());
+        self.output.write(&mut to);
+        to.flag(self.growing);
         match self.closing {
             Closing::No => to.u8(0),
             Closing::Announced(since) => {
@@ -104,8 +102,9 @@ impl Machine {
                     frames: from.u32("the frames of a head")?,
                 })
             })?,
-            output: Output::default(),
+            output: Output::read(&mut from)?,
             queue: VecDeque::new(),
+            growing: from.flag("whether windows may grow")?,
             closing: Closing::No,
             peer_last: None,
             greeted: false,
@@ -115,7 +114,6 @@ impl Machine {
             pinged: None,
             failed: None,
         };
-        machine.output.raw(from.bytes("the output", MOST_OUTPUT)?);
         machine.closing = match from.u8("how far the end is")? {
             0 => Closing::No,
             1 => Closing::Announced(from.instant("when the end was announced")?),
@@ -147,6 +145,12 @@ impl Machine {
         {
             return Err(from.wrong("the frames of a head", block.frames));
         }
+        // The payload that is under way has been taken from the window whole.
+        if let Reading::Data { left, .. } | Reading::Skip { left, give_back: true } = self.reading
+            && left > self.receive.owed()
+        {
+            return Err(from.wrong("a payload", left));
+        }
         let in_block = match self.reading {
             Reading::Fragment { left, .. } => {
                 let whole = self.block.len() + left as usize;
@@ -158,6 +162,10 @@ impl Machine {
             Reading::Prefix { .. } => true,
             _ => false,
         };
+        let collects = self.block_of.is_some() || matches!(self.reading, Reading::Debug { .. });
+        if !collects && !self.block.is_empty() {
+            return Err(from.wrong("a header block", self.block.len() as u64));
+        }
         if in_block && self.block_of.is_none() {
             return Err(from.wrong("a header block's stream", 0u32));
         }

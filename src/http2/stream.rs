@@ -121,10 +121,15 @@ impl Streams {
         Some(stream)
     }
 
-    /// The open stream with the lowest id above `id`.
-    pub fn next_above(&self, id: u32) -> Option<u32> {
+    /// Takes out all open streams with ids above `id`.
+    pub fn take_above(&mut self, id: u32) -> Vec<Stream> {
         let n = self.open.partition_point(|stream| stream.id <= id);
-        self.open.get(n).map(|stream| stream.id)
+        self.open.split_off(n)
+    }
+
+    /// Whether there may be ended streams that are not remembered.
+    pub fn has_forgotten(&self) -> bool {
+        self.gone.len() == REMEMBERED
     }
 
     pub fn remember(&mut self, id: u32, how: Gone) {

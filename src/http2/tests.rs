@@ -93,6 +93,7 @@ fn line(action: &Action<'_>) -> String {
     let with_end = |text: String, end: bool| if end { text + ", end" } else { text };
     match action {
         Action::Ready => "ready".into(),
+        Action::MayOpen => "may open".into(),
         Action::Request { stream, request, end } => {
             let authority = request.authority.as_ref().map_or("-", |authority| authority.as_str());
             with_end(format!("{stream}: {} {authority} {:?}", request.method, request.fields), *end)
@@ -208,7 +209,9 @@ fn said(head: FrameHead, payload: &[u8]) -> String {
             let mut fields = Vec::new();
             let show = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
             let mut decoder = hpack::Decoder::new(4_096);
-            decoder.decode(payload, |name, value| fields.push(show(name) + "=" + &show(value))).unwrap();
+            decoder
+                .decode(payload, usize::MAX, |name, value| fields.push(show(name) + "=" + &show(value)))
+                .unwrap();
             let end = if flags & flag::END_STREAM != 0 { " end" } else { "" };
             format!("HEADERS {stream} {}{end}", fields.join(" "))
         }

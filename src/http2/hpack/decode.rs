@@ -2,7 +2,7 @@
 
 use super::error::DecodeError;
 use super::table::{STATIC_ENTRIES, Table, fixed};
-use super::{huffman, integer};
+use super::{FIELD_OVERHEAD, huffman, integer};
 use crate::plain::{PlainError, Reader, Writer};
 
 /// How much decoded Huffman text is worth keeping the memory of; one long field should not stay paid for.
@@ -48,13 +48,26 @@ impl Decoder {
     }
 
     /// Decodes one whole header block and hands each field's name and value to `each`, in order. The names and values
-    /// are any bytes: nothing here judges them.
+    /// are any bytes: nothing here judges them. `most` is what all of them together may come to, in bytes and 32 more for each:
+    /// a block of references to long entries costs far more to decode than to send.
     ///
     /// # Errors
     /// [`DecodeError`], possibly after some fields were handed on. The connection must end: what this decoder makes of
     /// further blocks means nothing, though it neither panics nor grows.
-    pub fn decode(&mut self, block: &[u8], mut each: impl FnMut(&[u8], &[u8])) -> Result<(), DecodeError> {
+    pub fn decode(
+        &mut self,
+        block: &[u8],
+        most: usize,
+        mut each: impl FnMut(&[u8], &[u8]),
+    ) -> Result<(), DecodeError> {
         let mut input = Input { block, at: 0 };
+        let mut left = most;
+        let mut count = |at, name: &[u8], value: &[u8]| {
+            left = left
+                .checked_sub(name.len() + value.len() + FIELD_OVERHEAD)
+                .ok_or(DecodeError::TooMuch { at, most })?;
+            Ok::<_, DecodeError>(())
+        };
         self.size_updates(&mut input)?;
         while let Some(&first) = block.get(input.at) {
             let at = input.at;
@@ -62,6 +75,7 @@ impl Decoder {
                 0x80.. => {
                     let index = input.integer(7)?;
                     let (name, value) = self.entry(at, index)?;
+                    count(at, name, value)?;
                     each(name, value);
                 }
                 0x20..=0x3f => return Err(DecodeError::LateUpdate { at }),
@@ -80,6 +94,7 @@ impl Decoder {
                     };
                     let value = input.string(&mut self.scratch)?;
                     let (name, value) = (self.scratch.text(name), self.scratch.text(value));
+                    count(at, name, value)?;
                     each(name, value);
                     if kept {
                         self.table.insert(name, value);

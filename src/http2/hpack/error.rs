@@ -2,7 +2,7 @@
 
 /// What is wrong with a header block, and at which byte of it the wrong thing begins.
 ///
-/// Each of these ends the connection (`COMPRESSION_ERROR`, RFC 9113 §4.3): the dynamic table may have missed an entry.
+/// Each of these ends the connection (RFC 9113 §4.3): the dynamic table may have missed an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     /// The block ends before the field does.
@@ -38,6 +38,14 @@ pub enum DecodeError {
     Padding {
         /// Where the string begins, behind its length.
         at: usize,
+    },
+    /// More than the caller has any use for. It is no fault of the block, but decoding has not gone through all of it.
+    #[error("with the field at byte {at}, all fields come to more than {most} bytes")]
+    TooMuch {
+        /// Where the field begins.
+        at: usize,
+        /// What they may come to.
+        most: usize,
     },
     /// A table size update behind a field (§4.2).
     #[error("the table size update at byte {at} does not stand at the start of the block")]

@@ -26,5 +26,7 @@ pub use decode::Decoder;
 pub use encode::Encoder;
 pub use error::DecodeError;
 
+/// What a field counts beside its bytes: in a dynamic table (§4.1), and in a list of fields (RFC 9113 §6.5.2).
+pub const FIELD_OVERHEAD: usize = 32;
 /// The dynamic table's size on a connection whose SETTINGS say nothing else (RFC 9113 §6.5.2).
 pub const DEFAULT_TABLE_SIZE: u32 = 4096;

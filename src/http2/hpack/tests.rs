@@ -19,7 +19,7 @@ fn fields<const N: usize>(fields: [(&str, &str); N]) -> Fields {
 
 fn decode(decoder: &mut Decoder, block: &[u8]) -> Result<Fields, DecodeError> {
     let mut seen = Fields::new();
-    decoder.decode(block, |name, value| seen.push((name.into(), value.into())))?;
+    decoder.decode(block, usize::MAX, |name, value| seen.push((name.into(), value.into())))?;
     Ok(seen)
 }
 

@@ -93,3 +93,24 @@ fn a_failure_tells_the_peer_why_in_words() {
     assert_eq!(String::from_utf8_lossy(&payload[8..]), "an acknowledgement of SETTINGS that were not sent");
     assert_eq!(wire.machine.failure(), Some(&Error::UnaskedAck));
 }
+
+#[test]
+fn a_failure_takes_in_no_stream_that_the_last_goaway_had_left_out() {
+    let mut wire = Wire::serving();
+    wire.machine.shutdown(wire.now);
+    wire.later(GOAWAY_DEADLINE);
+    wire.machine.on_time(wire.now).unwrap();
+    assert_eq!(wire.out().last().unwrap(), "GOAWAY 1 NO_ERROR");
+    wire.get(&connect(99)).unwrap();
+    wire.get(&settings_ack()).unwrap_err();
+    assert_eq!(wire.out(), ["GOAWAY 1 PROTOCOL_ERROR"]);
+}
+
+#[test]
+fn a_tunnel_is_ended_at_once_where_that_is_wanted() {
+    let mut wire = Wire::serving();
+    wire.machine.abort(Code::NO_ERROR);
+    assert_eq!(wire.out(), ["GOAWAY 1 NO_ERROR"]);
+    assert_eq!(wire.get(&data(1, b"x")), Err(Error::Aborted(Code::NO_ERROR)));
+    assert_eq!(wire.machine.streams(), 0);
+}

@@ -104,3 +104,15 @@ fn settings_out_of_their_range_end_the_tunnel_with_the_right_code() {
         Ok(vec![])
     );
 }
+
+#[test]
+fn a_client_is_told_when_it_may_open_more() {
+    let mut client = Wire::new(Role::Client, CONFIG, &[(3, 1)]);
+    client.machine.open("10.0.0.1:80", []).unwrap();
+    assert_eq!(client.machine.can_open(), 0);
+    assert_eq!(client.get(&settings(&[(3, 2)])), Ok(vec!["may open".into()]));
+    assert_eq!(client.machine.can_open(), 1);
+    assert_eq!(client.get(&settings(&[(3, 2)])), Ok(vec![]));
+    assert_eq!(client.get(&settings(&[(3, 0)])), Ok(vec![]));
+    assert_eq!(client.machine.can_open(), 0);
+}

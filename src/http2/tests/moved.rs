@@ -29,7 +29,6 @@ fn script() -> Vec<u8> {
         connect(5),
         rst(5, Code::CANCEL),
         data(3, &[b'x'; 300]),
-        update(7, 0).split_off(13),
         rst(3, Code::CANCEL),
         goaway(0, Code::NO_ERROR, "leaving"),
     ]
@@ -122,6 +121,21 @@ fn a_machine_that_failed_or_has_more_to_tell_stays() {
         wire.machine.into_state(wire.now).expect_err("stream 1 is refused, and nobody knows yet");
     assert!(matches!(machine.read(&mut &b""[..], wire.now), Ok(Some(Action::Reset { .. }))));
     assert!(machine.into_state(wire.now).is_ok());
+}
+
+/// Values that no machine has, in places that chance would not find.
+#[test]
+fn a_window_beyond_its_size_is_no_state() {
+    let wire = Wire::serving();
+    let mut state = wire.machine.into_state(wire.now).unwrap().to_vec();
+    let window =
+        [&(16i64 << 20).to_be_bytes()[..], &0u32.to_be_bytes(), &(16u32 << 20).to_be_bytes()].concat();
+    let at = state.windows(window.len()).position(|bytes| bytes == window).unwrap();
+    for open in [i64::MAX, (16 << 20) + 1, i64::MIN] {
+        state[at..at + 8].copy_from_slice(&open.to_be_bytes());
+        state[at + 8..at + 12].copy_from_slice(&1u32.to_be_bytes());
+        assert!(Machine::from_state(&state, wire.now).is_err(), "{open}");
+    }
 }
 
 proptest! {

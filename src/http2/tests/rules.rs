@@ -118,8 +118,16 @@ fn what_breaks_the_tunnel_ends_it_with_the_code_of_the_rfc() {
         let error = wire.get(&bytes).expect_err(what);
         assert_eq!(error.code(), code, "{what}: {error}");
         assert_eq!(wire.out().last().unwrap(), &format!("GOAWAY 9 {code}"), "{what}");
-        // Nothing goes on after that, and nothing is opened or answered.
+        // Nothing goes on after that: nothing is read, opened, answered or sent.
         assert_eq!(wire.get(&connect(21)), Err(error), "{what}");
+        let (one, three) = (StreamId::new(1), StreamId::new(3));
+        assert_eq!(wire.machine.room(one), 0);
+        assert_eq!(wire.machine.send(one, 1, false), Err(SendError::Gone));
+        assert_eq!(wire.machine.finish(one), Err(SendError::Gone));
+        assert_eq!(wire.machine.respond(three, []), Err(SendError::Gone));
+        wire.machine.reset(one, Code::CANCEL);
+        wire.machine.shutdown(wire.now);
+        wire.machine.abort(Code::CANCEL);
         assert_eq!(wire.machine.deadline(), None);
         assert_eq!(wire.out(), [""; 0]);
     }
@@ -187,6 +195,19 @@ fn what_is_late_is_ignored_and_given_back() {
         assert_eq!(wire.get(&data(9, &vec![0; 1 << 20])), Ok(vec![]));
     }
     assert!(wire.out().iter().all(|line| line.starts_with("WINDOW_UPDATE 0 ")));
+}
+
+#[test]
+fn what_is_late_on_a_stream_that_is_forgotten_is_ignored_too() {
+    let mut wire = Wire::server();
+    for n in 0..130 {
+        wire.get(&connect(2 * n + 1)).unwrap();
+        wire.machine.refuse(StreamId::new(2 * n + 1), http::StatusCode::BAD_REQUEST).unwrap();
+    }
+    wire.out();
+    let late = [headers(1, flag::END_STREAM, &[("a", "b")]), data(1, b"x"), rst(1, Code::CANCEL)];
+    assert_eq!(wire.get(&late.concat()), Ok(vec![]));
+    assert_eq!(wire.out(), [""; 0]);
 }
 
 #[test]

@@ -136,7 +136,7 @@ fn a_client_that_takes_its_request_back_is_seen_and_not_answered() {
     wire.get(&connect(1)).unwrap();
     assert_eq!(wire.get(&rst(1, Code::CANCEL)).unwrap(), ["1: ByPeer(CANCEL)"]);
     assert_eq!(wire.machine.respond(StreamId::new(1), []), Err(SendError::Gone));
-    assert_eq!(wire.machine.refuse(StreamId::new(1), http::StatusCode::OK), Err(SendError::Gone));
+    assert_eq!(wire.machine.refuse(StreamId::new(1), http::StatusCode::BAD_REQUEST), Err(SendError::Gone));
     wire.machine.reset(StreamId::new(1), Code::CANCEL);
     assert_eq!(wire.out(), [""; 0]);
 }

@@ -69,7 +69,7 @@ fn an_error_says_what_is_wrong_and_where() {
 #[test]
 fn the_fields_before_the_error_are_handed_on() {
     let mut seen = 0;
-    let result = Decoder::new(4096).decode(&[0x82, 0x84, 0x80], |_, _| seen += 1);
+    let result = Decoder::new(4096).decode(&[0x82, 0x84, 0x80], usize::MAX, |_, _| seen += 1);
     assert_eq!((result, seen), (Err(DecodeError::Index { at: 2, index: 0, last: 61 }), 2));
 }
 
