@@ -74,8 +74,8 @@ pub struct Machine {
     pub(super) closing: Closing,
     /// Windows of streams may grow.
     pub(super) growing: bool,
-    /// The last of our streams that the peer will still serve, once it has sent GOAWAY.
-    pub(super) peer_last: Option<u32>,
+    /// The peer has sent GOAWAY.
+    pub(super) peer_leaves: bool,
     /// The peer's SETTINGS have arrived.
     pub(super) greeted: bool,
     /// Our SETTINGS are acknowledged.
@@ -215,7 +215,7 @@ impl Machine {
             queue: VecDeque::new(),
             closing: Closing::No,
             growing: true,
-            peer_last: None,
+            peer_leaves: false,
             greeted: false,
             acked: false,
             started: now,
@@ -243,7 +243,7 @@ impl Machine {
     /// Whether nothing more will happen: the tunnel was ended in order and its last stream is over.
     pub fn is_finished(&self) -> bool {
         let closing = match self.role {
-            Role::Client => self.closing != Closing::No || self.peer_last.is_some(),
+            Role::Client => self.closing != Closing::No || self.peer_leaves,
             Role::Server => matches!(self.closing, Closing::Final(_)),
         };
         closing && self.streams.len() == 0 && self.queue.is_empty()

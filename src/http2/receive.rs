@@ -545,9 +545,8 @@ impl Machine {
             // It speaks of streams that we opened, and we open none.
             return;
         }
-        // A later GOAWAY can only take more back (§6.8).
-        let last = self.peer_last.map_or(last, |before| before.min(last));
-        self.peer_last = Some(last);
+        // From here on none is opened, so a later GOAWAY can only take more back, as §6.8 says.
+        self.peer_leaves = true;
         for stream in self.streams.take_above(last) {
             self.streams.remember(stream.id, Gone::ResetByUs);
             // A stream that was answered was served, whatever the peer says now: its bytes cannot be sent again elsewhere.

@@ -35,7 +35,7 @@ impl Machine {
     }
 
     fn is_leaving(&self) -> bool {
-        self.closing != Closing::No || self.peer_last.is_some()
+        self.closing != Closing::No || self.peer_leaves
     }
 
     /// As client: sends a CONNECT for `authority`, with `fields` in lower case behind it.

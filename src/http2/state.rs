@@ -63,7 +63,7 @@ impl Machine {
                 to.u32(last);
             }
         }
-        to.option(self.peer_last, Writer::u32);
+        to.flag(self.peer_leaves);
         to.flag(self.greeted);
         to.flag(self.acked);
         to.instant(self.started);
@@ -106,7 +106,7 @@ impl Machine {
             queue: VecDeque::new(),
             growing: from.flag("whether windows may grow")?,
             closing: Closing::No,
-            peer_last: None,
+            peer_leaves: false,
             greeted: false,
             acked: false,
             started: now,
@@ -120,7 +120,7 @@ impl Machine {
             2 => Closing::Final(stream_id(&mut from)?),
             other => return Err(from.wrong("how far the end is", other)),
         };
-        machine.peer_last = from.option("the peer's last stream", stream_id)?;
+        machine.peer_leaves = from.flag("whether the peer leaves")?;
         machine.greeted = from.flag("whether the peer's SETTINGS arrived")?;
         machine.acked = from.flag("whether our SETTINGS are acknowledged")?;
         machine.started = from.instant("the beginning")?;

@@ -204,6 +204,7 @@ fn a_peer_that_makes_us_answer_and_does_not_read_is_ended() {
             Ok(_) => rounds += 1,
             Err(error) => break error,
         }
+        assert!(rounds < 100_000, "{} bytes of answers wait", wire.machine.output().len());
     };
     assert!(matches!(error, Error::Unread(bytes) if bytes > 256 << 10), "{error}");
     assert!(rounds > 10_000);

@@ -110,6 +110,23 @@ fn deadlines_keep_their_distance() {
 }
 
 #[test]
+fn what_is_spent_stays_spent_and_what_a_worker_forbids_stays_forbidden() {
+    let mut wire = Wire::serving();
+    wire.machine.let_windows_grow(false);
+    let (most, _) = Nuisance::Priority.allowance();
+    let priority = frame(FrameKind::PRIORITY, 0, 1, &[0; 5]);
+    for _ in 0..most {
+        wire.get(&priority).unwrap();
+    }
+    let state = wire.machine.into_state(wire.now).unwrap();
+    let mut wire = Wire { machine: Machine::from_state(&state, wire.now).unwrap(), now: wire.now };
+    wire.get(&data(1, &[0; 256 << 10])).unwrap();
+    wire.machine.taken(StreamId::new(1), 256 << 10);
+    assert_eq!(wire.out(), [format!("WINDOW_UPDATE 1 {}", 256 << 10)], "what was taken and not a byte more");
+    assert_eq!(wire.get(&priority), Err(Error::Flood(Nuisance::Priority)));
+}
+
+#[test]
 fn a_machine_that_failed_or_has_more_to_tell_stays() {
     let mut wire = Wire::serving();
     wire.get(&settings_ack()).unwrap_err();

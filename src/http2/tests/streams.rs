@@ -227,17 +227,24 @@ fn our_smaller_table_is_in_force_once_it_is_acknowledged() {
     let insert = [&block(&CONNECT)[..], &[0x40, 1, b'x', 1, b'y']].concat();
     let reuse = [&block(&CONNECT)[..], &[0xbe]].concat();
     let whole = |stream, block: &[u8]| frame(FrameKind::HEADERS, flag::END_HEADERS, stream, block);
-    let mut server = Wire {
-        machine: Machine::new(Role::Server, Config { header_table: 0, ..CONFIG }, Instant::now()),
-        now: Instant::now(),
-    };
-    server.get(PREFACE).unwrap();
-    server.get(&settings(&[])).unwrap();
-    assert_eq!(server.get(&whole(1, &insert)).unwrap(), [r#"1: CONNECT 10.0.0.1:80 {"x": "y"}"#]);
-    assert_eq!(server.get(&whole(3, &reuse)).unwrap(), [r#"3: CONNECT 10.0.0.1:80 {"x": "y"}"#]);
-    server.get(&settings_ack()).unwrap();
-    let updated = [&[0x20][..], &block(&CONNECT)].concat();
-    assert_eq!(server.get(&whole(5, &updated)).unwrap(), ["5: CONNECT 10.0.0.1:80 {}"]);
-    let error = server.get(&whole(7, &reuse)).unwrap_err();
-    assert_eq!(error.code(), Code::COMPRESSION_ERROR);
+    // Acknowledged, the peer's next block must begin with an update, and no larger one than we allow (RFC 7541 §4.2).
+    for (next, fits) in [
+        (block(&CONNECT), false),
+        ([&[0x3f, 0xe1, 0x1f][..], &block(&CONNECT)].concat(), false),
+        ([&[0x20][..], &reuse].concat(), false),
+        ([&[0x20][..], &block(&CONNECT)].concat(), true),
+    ] {
+        let now = Instant::now();
+        let machine = Machine::new(Role::Server, Config { header_table: 0, ..CONFIG }, now);
+        let mut server = Wire { machine, now };
+        server.get(&[PREFACE, &settings(&[])[..]].concat()).unwrap();
+        assert_eq!(server.get(&whole(1, &insert)).unwrap(), [r#"1: CONNECT 10.0.0.1:80 {"x": "y"}"#]);
+        assert_eq!(server.get(&whole(3, &reuse)).unwrap(), [r#"3: CONNECT 10.0.0.1:80 {"x": "y"}"#]);
+        server.get(&settings_ack()).unwrap();
+        let told = server.get(&whole(5, &next));
+        match told {
+            Ok(told) => assert!(fits && told == ["5: CONNECT 10.0.0.1:80 {}"], "{next:x?}"),
+            Err(error) => assert!(!fits && error.code() == Code::COMPRESSION_ERROR, "{next:x?}: {error}"),
+        }
+    }
 }
