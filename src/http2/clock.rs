@@ -37,7 +37,7 @@ impl Machine {
         }
     }
 
-    /// Does what is due at `now`: asks for a sign of life, sends the second GOAWAY, gives up.
+    /// Does what is due at `now`: asks for a sign of life (and lets go of buffers), sends the second GOAWAY, gives up.
     ///
     /// Read first whatever has arrived. After a pause of this process, what the peer said in time may still lie in the socket.
     ///
@@ -68,6 +68,9 @@ impl Machine {
             return Err(self.fail(Error::PingTimeout(PING_DEADLINE)));
         }
         self.pinged = Some(now);
+        // Nothing has come for a while: what is kept for the next frames is not worth its memory.
+        self.block.shrink_to_fit();
+        self.output.release();
         self.output.ping(SIGN_OF_LIFE, false);
         Ok(())
     }

@@ -64,6 +64,11 @@ impl Output {
         Ok(Self { bytes, sent: 0, answers })
     }
 
+    /// Lets go of memory that nothing is in.
+    pub fn release(&mut self) {
+        self.bytes.shrink_to_fit();
+    }
+
     pub fn raw(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
     }

@@ -44,6 +44,21 @@ fn a_silent_peer_is_asked_and_then_given_up_within_thirty_seconds() {
 }
 
 #[test]
+fn an_idle_tunnel_lets_go_of_its_buffers() {
+    let mut wire = Wire::serving();
+    wire.get(&headers(3, 0, &[CONNECT[0], CONNECT[1], ("baggage", "x".repeat(3_000).leak())])).unwrap();
+    wire.machine.refuse(StreamId::new(3), http::StatusCode::BAD_REQUEST).unwrap();
+    wire.out();
+    assert!(wire.machine.block.capacity() > 2_000);
+    wire.later(PING_AFTER);
+    wire.machine.on_time(wire.now).unwrap();
+    assert_eq!(wire.out(), ["PING 0 8"]);
+    assert_eq!(wire.machine.block.capacity(), 0);
+    // What is left is the machine itself and its streams.
+    assert!(size_of::<Machine>() <= 1_024, "{} bytes", size_of::<Machine>());
+}
+
+#[test]
 fn a_peer_that_answers_lives_on() {
     let mut wire = Wire::serving();
     for _ in 0..100 {
