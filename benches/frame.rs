@@ -7,7 +7,8 @@
 //! - `frame/send`: ns per DATA head of a frame of 16,375 bytes, with its WINDOW_UPDATE read.
 //! - `frame/connect/*`: µs for one CONNECT with the headers of the mesh, its 200, and the reset that ends it, both sides' work.
 //!   `machine` is ours; `reference` is the same by the h2 crate, client and server on one thread with a wire in memory, their tasks
-//!   and wakers included.
+//!   and wakers included. `from-h2` is the server's half alone, ours, for what an h2 client really sends: 1,000 CONNECTs recorded from one,
+//!   each with its own `forwarded` and `traceparent`, Huffman-coded and with a dynamic table; µs per connection.
 //! - `frame/state`: µs to write down and take up a server with 100 open streams.
 
 use std::hint::black_box;
@@ -16,6 +17,7 @@ use std::time::Instant;
 use adit::http2::{Action, Config, HEAD, Machine, Role, StreamId};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use http::{Request, Response};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::{LocalSet, spawn_local};
 
 const RECORD: usize = 16_384;
@@ -181,6 +183,23 @@ fn connect(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("frame/connect");
     let mut pair = Pair::new();
     group.bench_function("machine", |bencher| bencher.iter(|| pair.connect_and_reset()));
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime starts");
+    let tape = LocalSet::new().block_on(&runtime, recorded(1_000));
+    group.bench_function("from-h2", |bencher| {
+        bencher.iter_custom(|rounds| {
+            let (mut elapsed, mut answered) = (std::time::Duration::ZERO, 0);
+            while answered < rounds {
+                let mut server = Machine::new(Role::Server, CONFIG, Instant::now());
+                let started = Instant::now();
+                for record in tape.chunks(RECORD) {
+                    answered += answer(&mut server, record) as u64;
+                    server.sent(server.output().len());
+                }
+                elapsed += started.elapsed();
+            }
+            elapsed.mul_f64(rounds as f64 / answered as f64)
+        });
+    });
     group.bench_function("reference", |bencher| {
         bencher.iter_custom(|rounds| {
             let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime starts");
@@ -188,6 +207,56 @@ fn connect(criterion: &mut Criterion) {
         });
     });
     group.finish();
+}
+
+/// All that an h2 client says for `count` connections, one after the other, to a server of ours.
+async fn recorded(count: usize) -> Vec<u8> {
+    let (near, mut far) = tokio::io::duplex(1 << 20);
+    let talking = spawn_local(async move {
+        let (mut client, connection) = h2::client::handshake(near).await.expect("the server greets");
+        spawn_local(connection);
+        for n in 0..count {
+            client = client.ready().await.expect("the tunnel is up");
+            let request = Request::connect(AUTHORITY)
+                .header("baggage", BAGGAGE)
+                .header("forwarded", FORWARDED.replace("41234", &(10_000 + n).to_string()))
+                .header(
+                    "traceparent",
+                    format!("00-{:032x}-{:016x}-00", u128::MAX / (n as u128 + 3), n * 77_777 + 1),
+                )
+                .body(())
+                .expect("a request");
+            let (answer, mut send) = client.send_request(request, false).expect("there is room");
+            assert!(answer.await.expect("an answer").status().is_success());
+            send.send_reset(h2::Reason::CANCEL);
+        }
+    });
+    let mut server = Machine::new(Role::Server, CONFIG, Instant::now());
+    let (mut tape, mut buffer) = (Vec::new(), vec![0; RECORD]);
+    loop {
+        far.write_all(server.output()).await.expect("the client reads");
+        server.sent(server.output().len());
+        let read = far.read(&mut buffer).await.expect("a wire in memory");
+        tape.extend_from_slice(&buffer[..read]);
+        answer(&mut server, &buffer[..read]);
+        if read == 0 || talking.is_finished() {
+            return tape;
+        }
+    }
+}
+
+/// Reads `bytes` and answers each request in them; how many there were.
+fn answer(server: &mut Machine, mut bytes: &[u8]) -> usize {
+    let now = Instant::now();
+    let mut requests = 0;
+    while let Some(action) = server.read(&mut bytes, now).expect("h2 keeps to the rules") {
+        if let Action::Request { stream, request, .. } = black_box(action) {
+            assert_eq!(request.fields.len(), 3);
+            server.respond(stream, [(&b"baggage"[..], BAGGAGE.as_bytes())]).expect("it was just asked");
+            requests += 1;
+        }
+    }
+    requests
 }
 
 async fn by_h2(rounds: u64) -> std::time::Duration {
