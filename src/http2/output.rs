@@ -5,6 +5,8 @@ use crate::plain::{PlainError, Reader, Writer};
 
 /// What is kept of the buffer when everything in it is sent.
 const KEPT: usize = 4 << 10;
+/// What is kept of it while the tunnel is idle.
+const KEPT_IDLE: usize = 256;
 /// More answers than this unsent, in bytes, and a peer that goes on making us answer is ended.
 const ANSWERS_LIMIT: usize = 256 << 10;
 /// What GOAWAY says at most about its reason, in bytes.
@@ -64,9 +66,9 @@ impl Output {
         Ok(Self { bytes, sent: 0, answers })
     }
 
-    /// Lets go of memory that nothing is in.
+    /// Lets go of memory that nothing is in, but for what PINGs and their answers need.
     pub fn release(&mut self) {
-        self.bytes.shrink_to_fit();
+        self.bytes.shrink_to(KEPT_IDLE);
     }
 
     pub fn raw(&mut self, bytes: &[u8]) {
