@@ -47,7 +47,7 @@ pub const GOAWAY_DEADLINE: Duration = Duration::from_secs(5);
 /// | up | [`shutdown`](Self::shutdown) as client | closing: GOAWAY is out |
 /// | up | the peer's GOAWAY, as client | closing: no stream can be opened |
 /// | closing | the last stream is over | finished |
-/// | any | a broken rule, a flood, silence | failed: GOAWAY with its code is out, every call is refused |
+/// | any | a broken rule, a flood, silence, [`abort`](Self::abort) | failed: GOAWAY with its code is out, every call is refused |
 ///
 /// No allocation happens while DATA, WINDOW_UPDATE and PING go back and forth.
 pub struct Machine {

@@ -5,9 +5,10 @@
 //! It knows CONNECT streams and their DATA; what an authority means, who may ask, which application a stream belongs to
 //! and what its bytes say is for the rooms above. TLS is for [`crate::tls`], buffers and sockets for the carrier.
 //!
+//! - The parts, what the caller is told, and how it all stands: `machine.rs`; written down in `state.rs`.
 //! - The peer's bytes: `read.rs` cuts them into frames, `receive.rs` does what each of them says.
 //! - Our side: `send.rs` opens, answers, sends, takes, resets and leaves; `clock.rs` does what is due.
-//! - What they work on: `stream.rs`, `flow.rs`, `settings.rs`, `head.rs`, [`hpack`], and `budget.rs` against floods.
+//! - What they work on: `frame.rs`, `output.rs`, `stream.rs`, `flow.rs`, `settings.rs`, `head.rs`, [`hpack`], and `budget.rs` against floods.
 //!
 //! What of the RFC is done, refused or ignored, section by section: `docs/wire/rfc9113.md`. Why this is not the h2 crate:
 //! `docs/decisions/0012-pure-frame-machine.md`.

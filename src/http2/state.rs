@@ -81,7 +81,8 @@ impl Machine {
         let role = if from.flag("the role")? { Role::Server } else { Role::Client };
         let config = Config::read(&mut from)?;
         let block_limit = config.block_limit();
-        let mut machine = Self {
+        // Read in the order in which it was written.
+        let machine = Self {
             role,
             config,
             peer: PeerSettings::read(&mut from)?,
@@ -103,29 +104,22 @@ impl Machine {
                 })
             })?,
             output: Output::read(&mut from)?,
-            queue: VecDeque::new(),
             growing: from.flag("whether windows may grow")?,
-            closing: Closing::No,
-            peer_leaves: false,
-            greeted: false,
-            acked: false,
-            started: now,
-            heard: now,
-            pinged: None,
+            closing: match from.u8("how far the end is")? {
+                0 => Closing::No,
+                1 => Closing::Announced(from.instant("when the end was announced")?),
+                2 => Closing::Final(stream_id(&mut from)?),
+                other => return Err(from.wrong("how far the end is", other)),
+            },
+            peer_leaves: from.flag("whether the peer leaves")?,
+            greeted: from.flag("whether the peer's SETTINGS arrived")?,
+            acked: from.flag("whether our SETTINGS are acknowledged")?,
+            started: from.instant("the beginning")?,
+            heard: from.instant("the last sign of life")?,
+            pinged: from.option("a PING", |from| from.instant("a PING"))?,
+            queue: VecDeque::new(),
             failed: None,
         };
-        machine.closing = match from.u8("how far the end is")? {
-            0 => Closing::No,
-            1 => Closing::Announced(from.instant("when the end was announced")?),
-            2 => Closing::Final(stream_id(&mut from)?),
-            other => return Err(from.wrong("how far the end is", other)),
-        };
-        machine.peer_leaves = from.flag("whether the peer leaves")?;
-        machine.greeted = from.flag("whether the peer's SETTINGS arrived")?;
-        machine.acked = from.flag("whether our SETTINGS are acknowledged")?;
-        machine.started = from.instant("the beginning")?;
-        machine.heard = from.instant("the last sign of life")?;
-        machine.pinged = from.option("a PING", |from| from.instant("a PING"))?;
         machine.check(&from)?;
         from.finish()?;
         Ok(machine)
