@@ -11,6 +11,7 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream as StdStream};
 use std::process::Command;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
@@ -18,7 +19,9 @@ use std::time::Duration;
 
 use adit::capture::{self, Pod};
 use adit::flow::relay::Meter;
-use adit::hbone::{Config, ConnectRequest, DialPlan, Handshakes, Incoming, Server, TraceIds, Tunnel};
+use adit::hbone::{
+    Carrier, Config, ConnectRequest, DialPlan, Handshakes, Incoming, Server, TraceIds, Tunnel,
+};
 use adit::identity::{Authority, Clock, Credentials, EmbeddedCa, SpiffeId, Tls, TlsPolicy};
 use adit::net::Netns;
 use adit::net::socket::Transparent;
@@ -67,6 +70,7 @@ fn config() -> Config {
         stream_window: 4 << 20,
         connection_window: 16 << 20,
         frame_size: 1 << 20,
+        carrier: Carrier::default(),
         streams_per_tunnel: 100,
         idle_release: Duration::from_secs(300),
     }
@@ -120,7 +124,12 @@ fn far() -> Option<Far> {
         .expect("a new namespace has its ports free");
     let (handshakes, _) = Handshakes::start(1, 64).expect("threads start");
     let (web, cart) = Worker::new().runtime.block_on(certificates());
-    let plan = DialPlan { to, pod: Arc::new(pod), config: web.client_config([id("cart")].into()) };
+    let plan = DialPlan {
+        to,
+        pod: Arc::new(pod),
+        config: web.client_config([id("cart")].into()),
+        carrier: Carrier::default(),
+    };
     let (accepting, server) = (handshakes.clone(), cart.server_config());
     thread::spawn(move || (&Worker::new()).block_on(serve(listener, accepting, server)));
     Some(Far { handshakes, plan })
@@ -152,7 +161,7 @@ async fn serve(listener: TcpListener, handshakes: Handshakes, tls: Arc<ServerCon
         let (handshakes, tls) = (handshakes.clone(), tls.clone());
         spawn_local(async move {
             // A tunnel that was opened to be measured is gone at once, perhaps before it is served here.
-            let Ok(secured) = handshakes.accept(socket, tls).await else { return };
+            let Ok(secured) = handshakes.accept(socket, tls, Carrier::default()).await else { return };
             let Ok(server) = Server::start(secured, &config()).await else { return };
             let each = |incoming| drop(spawn_local(answer(incoming)));
             let _ = server.serve(each, std::future::pending()).await;
@@ -165,7 +174,7 @@ async fn answer(incoming: Incoming) {
     let Ok(opened) = incoming.accept(None) else { return };
     if port != NOWHERE {
         let app = TcpStream::connect(("127.0.0.1", port)).await.expect("the application listens");
-        opened.carry(app, &Uncounted).await;
+        opened.carry(app, Rc::new(Uncounted)).await;
     }
 }
 
@@ -202,7 +211,7 @@ fn carried_to(port: u16, far: Far) -> StdStream {
             let app = TcpStream::from_std(app).expect("a runtime is here");
             let tunnel = far.tunnel().await;
             let opened = tunnel.open(&request(port)).await.expect("the far proxy answers 200");
-            opened.carry(app, &Uncounted).await;
+            opened.carry(app, Rc::new(Uncounted)).await;
         });
     });
     StdStream::connect(addr).expect("the near proxy listens")

@@ -17,13 +17,16 @@ use tokio::task::{JoinHandle as Task, LocalSet};
 
 use crate::capture::{Acceptor, Listeners, Pod};
 use crate::hands::Hands;
-use crate::hbone::{Handshakes, Placement, WorkerId};
+use crate::hbone::{self, Handshakes, Placement, WorkerId};
 use crate::identity::Store;
 use crate::inbound::{self, Inbound};
 use crate::mesh;
 use crate::net::mailbox::{Mailbox, Post};
 use crate::outbound::{self, Outbound};
 use crate::telemetry::{Counter, Registry, Reporter, Shard};
+
+/// Buffers that nobody needs for so long are given back.
+const SPARE_FOR: std::time::Duration = std::time::Duration::from_secs(11);
 
 /// What every worker is given at its start.
 #[derive(Clone)]
@@ -295,9 +298,18 @@ async fn work(id: WorkerId, seed: Seed, to_inbound: Post<Inbound>, to_outbound: 
         () = mail.inbound.serve(inbound) => {}
         () = mail.outbound.serve(outbound) => {}
         () = worker.stop.notified() => {}
+        () = spare_memory() => {}
     }
     // What was told to end ends in its own task: let each run once more before the runtime goes.
     tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+}
+
+/// What a burst of traffic left in this worker's stock of buffers does not stay there. Never returns.
+async fn spare_memory() {
+    loop {
+        tokio::time::sleep(SPARE_FOR).await;
+        hbone::release_spare();
+    }
 }
 
 impl Worker {

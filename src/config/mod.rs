@@ -13,7 +13,7 @@ use std::time::Duration;
 use read::{Complaints, Reader};
 use source::Source;
 
-use crate::hbone;
+use crate::hbone::{self, Carrier};
 use crate::net::socket::{Keepalive, Transparent};
 use crate::policy::UnknownPolicy;
 
@@ -38,7 +38,8 @@ pub struct Config {
     pub certificate_ttl: Duration,
     /// Only the hybrid post-quantum key exchange (`COMPLIANCE_POLICY=pqc`).
     pub pqc_only: bool,
-    /// TLS 1.2 peers are served too (`TLS12_ENABLED=true`).
+    /// TLS 1.2 peers are served too (`TLS12_ENABLED=true`). What a peer will choose is not known in time, so every tunnel is then
+    /// carried by the classic carrier, whatever `TUNNEL` says.
     pub tls12: bool,
     /// The node agent's socket (`INPOD_UDS`).
     pub agent_socket: PathBuf,
@@ -117,6 +118,7 @@ pub const KNOWN: &[&str] = &[
     "HTTP2_STREAM_WINDOW_SIZE",
     "HTTP2_CONNECTION_WINDOW_SIZE",
     "HTTP2_FRAME_SIZE",
+    "TUNNEL",
     "POOL_MAX_STREAMS_PER_CONNECTION",
     "POOL_UNUSED_RELEASE_TIMEOUT",
     "ZTUNNEL_WORKER_THREADS",
@@ -182,7 +184,7 @@ pub fn load(source: &impl Source) -> Result<Config, Complaints> {
         ipv6,
         keepalive: keepalive(&mut env),
     };
-    let hbone = hbone(&mut env);
+    let hbone = hbone(&mut env, tls12);
     let workers = workers(&mut env);
     let baggage = env.or("ENABLE_RESPONSE_BAGGAGE", read::flag, true);
     let unknown_policy = env.or(
@@ -300,11 +302,23 @@ fn in_range(low: u32, high: u32) -> impl Fn(&str) -> Result<u32, String> {
     }
 }
 
-fn hbone(env: &mut Reader<'_, impl Source>) -> hbone::Config {
+fn hbone(env: &mut Reader<'_, impl Source>, tls12: bool) -> hbone::Config {
     // RFC 9113 §6.9.1 and §6.5.2: windows end at 2^31 - 1, frames lie between 2^14 and 2^24 - 1.
     let window = in_range(65_535, (1 << 31) - 1);
     let streams = env.or("POOL_MAX_STREAMS_PER_CONNECTION", in_range(1, u16::MAX.into()), 100);
+    let wanted = env.optional("TUNNEL", |text| match text {
+        "in-place" => Ok(Carrier::InPlace),
+        "classic" => Ok(Carrier::Classic),
+        _ => Err("write in-place or classic".into()),
+    });
+    if tls12 && wanted == Some(Carrier::InPlace) {
+        env.complain(
+            "TUNNEL=in-place carries TLS 1.3 only, and TLS12_ENABLED=true lets peers choose TLS 1.2: unset one of them".into(),
+        );
+    }
+    let carrier = if tls12 { Carrier::Classic } else { wanted.unwrap_or_default() };
     hbone::Config {
+        carrier,
         stream_window: env.or("HTTP2_STREAM_WINDOW_SIZE", &window, 4 << 20),
         connection_window: env.or("HTTP2_CONNECTION_WINDOW_SIZE", &window, 16 << 20),
         frame_size: env.or("HTTP2_FRAME_SIZE", in_range(1 << 14, (1 << 24) - 1), 1 << 20),
@@ -379,6 +393,21 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+
+    #[test]
+    fn tunnels_are_carried_in_place_unless_told_otherwise_or_tls_1_2_is_served() {
+        let carrier = |more: &[(&'static str, &'static str)]| {
+            let mut settings = minimal();
+            settings.extend(more.iter().copied());
+            load(&settings).map(|config| config.hbone.carrier)
+        };
+        assert_eq!(carrier(&[]).unwrap(), Carrier::InPlace);
+        assert_eq!(carrier(&[("TUNNEL", "in-place")]).unwrap(), Carrier::InPlace);
+        assert_eq!(carrier(&[("TUNNEL", "classic")]).unwrap(), Carrier::Classic);
+        assert_eq!(carrier(&[("TLS12_ENABLED", "true")]).unwrap(), Carrier::Classic);
+        assert!(carrier(&[("TUNNEL", "fast")]).is_err());
+        assert!(carrier(&[("TLS12_ENABLED", "true"), ("TUNNEL", "in-place")]).is_err());
+    }
 
     fn minimal() -> BTreeMap<&'static str, &'static str> {
         BTreeMap::from([("LOCAL_XDS_PATH", "/etc/adit/mesh.yaml"), ("ADIT_CA", "embedded")])

@@ -18,5 +18,5 @@ mod timeline;
 pub use baggage::{Baggage, BaggageError, WorkloadKind};
 pub use describe::{baggage_of, labels_of_service, peer_of};
 pub use outcome::{Direction, Outcome, Seen, Side};
-pub use record::{Parties, Peer, Record, early_deny};
+pub use record::{Parties, Peer, Record, Tally, early_deny};
 pub use timeline::{Stage, Timeline};

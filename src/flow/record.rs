@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::fmt::Display;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::time::Instant;
 
 use tracing::Level;
@@ -105,13 +106,43 @@ impl Parties {
 #[derive(Debug)]
 pub struct Record {
     shard: Shard,
-    series: Series,
+    tally: Rc<Tally>,
     parties: Parties,
     timeline: Cell<Timeline>,
-    received: Cell<u64>,
-    sent: Cell<u64>,
     policy: RefCell<Option<Text>>,
     open: bool,
+}
+
+/// The bytes of one connection, counted as they are delivered. Its record and whoever carries it share one.
+#[derive(Debug)]
+pub struct Tally {
+    series: Series,
+    received: Cell<u64>,
+    sent: Cell<u64>,
+    /// When the first byte was delivered.
+    first: Cell<Option<Instant>>,
+}
+
+impl Tally {
+    /// `bytes` were written from downstream to upstream (`received` in Istio's metrics). Visible at once.
+    pub fn received(&self, bytes: u64) {
+        self.first_byte(bytes);
+        self.received.set(self.received.get().saturating_add(bytes));
+        self.series.received(bytes);
+    }
+
+    /// `bytes` were written from upstream to downstream (`sent` in Istio's metrics). Visible at once.
+    pub fn sent(&self, bytes: u64) {
+        self.first_byte(bytes);
+        self.sent.set(self.sent.get().saturating_add(bytes));
+        self.series.sent(bytes);
+    }
+
+    fn first_byte(&self, bytes: u64) {
+        if bytes > 0 && self.first.get().is_none() {
+            self.first.set(Some(Instant::now()));
+        }
+    }
 }
 
 /// The fields that all lines of a record share, in their order, and then `extra`. A macro, because a level
@@ -149,11 +180,14 @@ impl Record {
         line!(Level::DEBUG, parties, {}, "connection opened");
         Self {
             shard: shard.clone(),
-            series,
+            tally: Rc::new(Tally {
+                series,
+                received: Cell::new(0),
+                sent: Cell::new(0),
+                first: Cell::new(None),
+            }),
             parties,
             timeline: Cell::new(timeline),
-            received: Cell::new(0),
-            sent: Cell::new(0),
             policy: RefCell::default(),
             open: true,
         }
@@ -164,30 +198,19 @@ impl Record {
         &self.parties
     }
 
-    /// `bytes` were written from downstream to upstream (`received` in Istio's metrics). Visible at once.
-    pub fn received(&self, bytes: u64) {
-        self.first_byte(bytes);
-        self.received.set(self.received.get().saturating_add(bytes));
-        self.series.received(bytes);
-    }
-
-    /// `bytes` were written from upstream to downstream (`sent` in Istio's metrics). Visible at once.
-    pub fn sent(&self, bytes: u64) {
-        self.first_byte(bytes);
-        self.sent.set(self.sent.get().saturating_add(bytes));
-        self.series.sent(bytes);
-    }
-
-    fn first_byte(&self, bytes: u64) {
-        if bytes > 0 && self.received.get() == 0 && self.sent.get() == 0 {
-            self.stamp(Stage::FirstByte);
-        }
+    /// What counts its bytes, for whoever carries them.
+    pub fn meter(&self) -> Rc<Tally> {
+        self.tally.clone()
     }
 
     /// `stage` is reached now; later stamps of the same stage change nothing.
     pub fn stamp(&self, stage: Stage) {
+        self.stamp_at(stage, Instant::now());
+    }
+
+    fn stamp_at(&self, stage: Stage, at: Instant) {
         let mut timeline = self.timeline.get();
-        timeline.stamp(stage, Instant::now());
+        timeline.stamp(stage, at);
         self.timeline.set(timeline);
     }
 
@@ -205,6 +228,9 @@ impl Record {
 
     fn end(&mut self, outcome: &Outcome) -> Timeline {
         self.open = false;
+        if let Some(first) = self.tally.first.get() {
+            self.stamp_at(Stage::FirstByte, first);
+        }
         self.stamp(Stage::Closed);
         let timeline = self.timeline.get();
         self.count(outcome);
@@ -218,7 +244,7 @@ impl Record {
             self.shard.fault(fault);
         }
         match outcome.response_flag() {
-            ResponseFlag::None => self.series.closed(),
+            ResponseFlag::None => self.tally.series.closed(),
             response_flag => {
                 let series = self.shard.series(&TrafficLabels { response_flag, ..self.parties.labels() });
                 series.closed();
@@ -231,8 +257,8 @@ impl Record {
         let parties = &self.parties;
         // The log speaks from the local workload's point of view, the metrics from the server's.
         let (bytes_sent, bytes_recv) = match parties.reporter {
-            Reporter::Source => (self.received.get(), self.sent.get()),
-            Reporter::Destination => (self.sent.get(), self.received.get()),
+            Reporter::Source => (self.tally.received.get(), self.tally.sent.get()),
+            Reporter::Destination => (self.tally.sent.get(), self.tally.received.get()),
         };
         let lived = timeline.at(Stage::Closed).unwrap_or_default();
         let held = self.policy.borrow();
@@ -269,7 +295,7 @@ impl Record {
     }
 }
 
-impl Meter for Record {
+impl Meter for Tally {
     fn to_upstream(&self, bytes: usize) {
         self.received(bytes as u64);
     }

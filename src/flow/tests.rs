@@ -88,8 +88,8 @@ fn both_directions_log_the_bytes_from_their_workloads_view() {
     let lines = access(|shard| {
         for reporter in [Reporter::Source, Reporter::Destination] {
             let record = record(shard, parties(reporter));
-            record.received(11);
-            record.sent(22);
+            record.meter().received(11);
+            record.meter().sent(22);
             record.close(&Outcome::Complete);
         }
     });
@@ -156,7 +156,7 @@ fn json_lines_have_flat_keys_and_numbers() {
     let registry = registry();
     let line = logged(Format::Json, "info", |_| {
         let record = record(&registry.shard(), parties(Reporter::Source));
-        record.received(11);
+        record.meter().received(11);
         record.close(&Outcome::Complete);
     });
     let (_, fields) = line.split_once(r#","message":"#).unwrap();
@@ -210,8 +210,8 @@ fn a_record_counts_once_at_each_end() {
     assert_eq!(counted(&registry, "istio_tcp_connections_opened_total", "-"), "1");
     assert_eq!(counted(&registry, "istio_tcp_received_bytes_total", "-"), "0");
     assert!(!registry.page().contains("istio_tcp_connections_closed"));
-    record.received(11);
-    record.sent(22);
+    record.meter().received(11);
+    record.meter().sent(22);
     assert_eq!(counted(&registry, "istio_tcp_received_bytes_total", "-"), "11");
     assert_eq!(counted(&registry, "istio_tcp_sent_bytes_total", "-"), "22");
     record.close(&Outcome::Complete);
@@ -301,9 +301,9 @@ fn the_timeline_keeps_the_first_stamp_of_each_stage() {
     timeline.stamp(Stage::Resolved, accepted + Duration::from_millis(3));
     timeline.stamp(Stage::Resolved, accepted + Duration::from_millis(9));
     let record = Record::open(&registry.shard(), timeline, parties(Reporter::Source));
-    record.received(0);
+    record.meter().received(0);
     let before = Instant::now();
-    record.sent(1);
+    record.meter().sent(1);
     record.stamp(Stage::Tcp);
     let kept = record.close(&Outcome::Complete);
     assert_eq!(kept.accepted(), accepted);

@@ -20,21 +20,20 @@ use tokio::time::timeout;
 use tokio_rustls::TlsStream;
 
 use super::connect::ConnectRequest;
+use super::ended::Ended;
 use super::error::{HandshakeError, OpenError};
-use super::handshake::Secured;
 use super::pool::Carried;
 use super::transport::Transport;
-use super::{CONNECT_DEADLINE, Config, PREFACE_DEADLINE, keepalive};
+use super::{
+    CLIENT_HEADER_LIST, CONNECT_DEADLINE, Config, PREFACE_DEADLINE, SERVER_HEADER_LIST, SERVER_STREAMS,
+    keepalive,
+};
+use crate::flow::Side;
 use crate::flow::relay::{Fin, Meter, broken, reset_after_fin, write_all};
-use crate::flow::{Outcome, Seen, Side};
+use crate::http2::Code;
 use crate::identity::VerifiedPeer;
 use crate::net::socket::{close_in_order, reset_on_close};
 
-/// Largest header lists we accept: a server reads other people's requests, a client reads answers.
-const CLIENT_HEADER_LIST: u32 = 16 * 1024;
-const SERVER_HEADER_LIST: u32 = 64 * 1024;
-/// Streams one client may have open on one of our tunnels.
-const SERVER_STREAMS: u32 = 200;
 /// Bytes of one stream that may wait for the tunnel's socket, per role.
 const CLIENT_SEND_BUFFER: usize = 4 << 20;
 const SERVER_SEND_BUFFER: usize = 400 << 10;
@@ -45,7 +44,7 @@ const LARGEST_CHUNK: usize = 256 << 10;
 const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// One tunnel, as client. Lives on one worker; clones of its `Rc` are its users.
-pub struct Tunnel {
+pub(super) struct Tunnel {
     requests: SendRequest<Bytes>,
     peer: VerifiedPeer,
     streams: Rc<Cell<usize>>,
@@ -58,9 +57,12 @@ pub struct Tunnel {
 
 impl Tunnel {
     /// Starts HTTP/2 on a finished handshake and adopts its socket.
-    pub async fn start(secured: Secured, config: &Config) -> Result<Self, HandshakeError> {
-        let peer = secured.peer.clone();
-        let stream = secured.adopt().map_err(|cause| HandshakeError::Tls(cause.into()))?;
+    pub async fn start(
+        stream: TlsStream<Transport>,
+        peer: VerifiedPeer,
+        config: &Config,
+    ) -> Result<Self, HandshakeError> {
+        let stream = adopt(stream).map_err(|cause| HandshakeError::Tls(cause.into()))?;
         let handshake = h2::client::Builder::new()
             .enable_push(false)
             .initial_window_size(config.stream_window)
@@ -166,15 +168,15 @@ impl Tunnel {
 }
 
 /// One tunnel, as server: yields the peer's CONNECT streams.
-pub struct Server {
+pub(super) struct Server {
     connection: h2::server::Connection<TlsStream<Transport>, Bytes>,
     pings: Option<h2::PingPong>,
 }
 
 impl Server {
     /// Waits for the client's preface on a finished handshake and adopts its socket.
-    pub async fn start(secured: Secured, config: &Config) -> Result<Self, HandshakeError> {
-        let stream = secured.adopt().map_err(|cause| HandshakeError::Tls(cause.into()))?;
+    pub async fn start(stream: TlsStream<Transport>, config: &Config) -> Result<Self, HandshakeError> {
+        let stream = adopt(stream).map_err(|cause| HandshakeError::Tls(cause.into()))?;
         let handshake = h2::server::Builder::new()
             .initial_window_size(config.stream_window)
             .initial_connection_window_size(config.connection_window)
@@ -214,7 +216,10 @@ impl Server {
                 stream = self.connection.accept() => match stream {
                     None => return Ok(()),
                     Some(Err(cause)) => return Err(cause.to_string()),
-                    Some(Ok((request, respond))) => each(Incoming { request, respond }),
+                    Some(Ok((request, respond))) => {
+                        let (parts, receive) = request.into_parts();
+                        each(Incoming { head: Request::from_parts(parts, ()), receive, respond });
+                    }
                 },
                 reason = &mut watch => {
                     self.connection.abrupt_shutdown(Reason::NO_ERROR);
@@ -233,15 +238,16 @@ impl Server {
 }
 
 /// A CONNECT that waits for its answer.
-pub struct Incoming {
-    request: Request<RecvStream>,
+pub(super) struct Incoming {
+    head: Request<()>,
+    receive: RecvStream,
     respond: SendResponse<Bytes>,
 }
 
 impl Incoming {
     /// The request's head.
-    pub fn head(&self) -> &Request<RecvStream> {
-        &self.request
+    pub fn head(&self) -> &Request<()> {
+        &self.head
     }
 
     /// Answers with `status` and no body; the stream is over.
@@ -264,8 +270,8 @@ impl Incoming {
             .respond
             .send_response(response, false)
             .map_err(|cause| OpenError::Lost(cause.to_string()))?;
-        let (parts, receive) = self.request.into_parts();
-        Ok(Opened { send, receive, headers: parts.headers, app: Side::Server, _count: None })
+        let (parts, ()) = self.head.into_parts();
+        Ok(Opened { send, receive: self.receive, headers: parts.headers, app: Side::Server, _count: None })
     }
 
     /// Ready when the peer took its request back.
@@ -275,7 +281,7 @@ impl Incoming {
 }
 
 /// An established stream, before its first byte.
-pub struct Opened {
+pub(super) struct Opened {
     send: SendStream<Bytes>,
     receive: RecvStream,
     headers: HeaderMap,
@@ -284,38 +290,13 @@ pub struct Opened {
     _count: Option<StreamCount>,
 }
 
-/// How carrying ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ended {
-    /// Both directions were finished in order.
-    Complete,
-    /// The application reset its connection; the peer was told by RST_STREAM.
-    AppReset(io::ErrorKind),
-    /// The peer reset the stream; the application was told by RST.
-    PeerReset(Reason),
-    /// The tunnel died; the application was told by RST.
-    TunnelLost(String),
-}
-
-impl Ended {
-    /// The same, said of the two applications: `app` is the one on this node.
-    pub fn outcome(self, app: Side) -> Outcome {
-        match self {
-            Self::Complete => Outcome::Complete,
-            Self::AppReset(_) => Outcome::Reset { by: app, seen: Seen::Socket },
-            Self::PeerReset(reason) => Outcome::Reset { by: app.other(), seen: Seen::Stream(reason.into()) },
-            Self::TunnelLost(cause) => Outcome::TunnelLost(cause),
-        }
-    }
-}
-
 /// Counts for the application on this node.
-struct Counted<'a, M> {
+struct Counted<'a> {
     app: Side,
-    meter: &'a M,
+    meter: &'a dyn Meter,
 }
 
-impl<M: Meter> Counted<'_, M> {
+impl Counted<'_> {
     fn sent(&self, bytes: usize) {
         match self.app {
             Side::Client => self.meter.to_upstream(bytes),
@@ -337,18 +318,10 @@ impl Opened {
         &self.headers
     }
 
-    /// Carries bytes both ways until both ends are done.
-    ///
-    /// One end's close is passed on as a half-close. A reset of either end, and the death of the tunnel, reach
-    /// the other end as a reset: nothing that was cut short looks complete. What the peer sent before its reset is
-    /// written to the application first.
-    ///
-    /// - Memory: none of ours while both ends are idle; one chunk of 16 to 256 KiB while bytes move.
-    /// - Cancel: dropping the future resets both ends, and so does the death of the process.
-    /// - Source: RFC 9113 §8.5, RFC 9293 §3.6.1.
-    pub async fn carry(self, app: TcpStream, meter: &impl Meter) -> Ended {
+    /// See [`super::Opened::carry`].
+    pub async fn carry(self, app: TcpStream, meter: Rc<dyn Meter>) -> Ended {
         let Self { mut send, mut receive, app: side, _count, .. } = self;
-        let meter = &Counted { app: side, meter };
+        let meter = &Counted { app: side, meter: &*meter };
         // A reset is the end unless both were done: also when this is dropped, and when the process dies.
         reset_on_close(&app);
         let app_fin = Fin::default();
@@ -387,10 +360,16 @@ impl Opened {
     }
 }
 
+/// Registers the socket with the calling thread's reactor, where it stays.
+fn adopt(mut stream: TlsStream<Transport>) -> io::Result<TlsStream<Transport>> {
+    stream.get_mut().0.attach()?;
+    Ok(stream)
+}
+
 async fn to_tunnel(
     app: &TcpStream,
     send: &mut SendStream<Bytes>,
-    meter: &Counted<'_, impl Meter>,
+    meter: &Counted<'_>,
     app_fin: &Fin,
 ) -> Result<(), Ended> {
     let mut chunk = FIRST_CHUNK;
@@ -462,7 +441,7 @@ async fn capacity(send: &mut SendStream<Bytes>, wanted: usize) -> Result<usize, 
 async fn to_app(
     app: &TcpStream,
     receive: &mut RecvStream,
-    meter: &Counted<'_, impl Meter>,
+    meter: &Counted<'_>,
     app_fin: &Fin,
 ) -> Result<(), Ended> {
     loop {
@@ -493,7 +472,7 @@ async fn to_app(
 /// The peer's RST_STREAM while we still had something to send.
 fn reset_while_sending(reset: Result<Reason, h2::Error>) -> Ended {
     match reset {
-        Ok(reason) => Ended::PeerReset(reason),
+        Ok(reason) => Ended::PeerReset(Code(reason.into())),
         Err(cause) => ended_by(&cause),
     }
 }
@@ -509,12 +488,12 @@ fn lost_while_sending(send: &mut SendStream<Bytes>, cause: &dyn std::fmt::Displa
 
 /// RST_STREAM(NO_ERROR) from a peer that has finished its own side: it wants no more of us, and that is no error.
 fn unless_unwanted(sent: Ended) -> Result<(), Ended> {
-    if sent == Ended::PeerReset(Reason::NO_ERROR) { Ok(()) } else { Err(sent) }
+    if sent == Ended::PeerReset(Code::NO_ERROR) { Ok(()) } else { Err(sent) }
 }
 
 fn ended_by(cause: &h2::Error) -> Ended {
     match cause.reason() {
-        Some(reason) if cause.is_reset() => Ended::PeerReset(reason),
+        Some(reason) if cause.is_reset() => Ended::PeerReset(Code(reason.into())),
         _ => Ended::TunnelLost(cause.to_string()),
     }
 }

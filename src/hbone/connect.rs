@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use http::{HeaderValue, Method, Request, Uri, header};
+use http::{HeaderValue, Method, Request, Uri};
 
 /// One CONNECT. Only `:method` and `:authority` are pseudo-headers (RFC 9113 §8.5).
 #[derive(Clone, Debug)]
@@ -41,22 +41,26 @@ impl TraceIds {
 }
 
 impl ConnectRequest {
+    /// The header fields, in the order they are sent.
+    pub(super) fn fields(&self) -> Vec<(&'static str, String)> {
+        let host = self.service.as_deref().map(|host| format!(";host={host}")).unwrap_or_default();
+        let mut fields = Vec::with_capacity(3);
+        if !self.baggage.is_empty() {
+            fields.push(("baggage", self.baggage.clone()));
+        }
+        fields.push(("forwarded", format!("for=\"{}\"{host}", self.client)));
+        fields.push(("traceparent", self.trace.traceparent()));
+        // What would be no value is not sent: the peer would have to refuse the request.
+        fields.retain(|(_, value)| HeaderValue::from_str(value).is_ok());
+        fields
+    }
+
     /// The HTTP head. `None` only when the authority does not form a URI, which a socket address always does.
     pub(super) fn head(&self) -> Option<Request<()>> {
         let uri = Uri::builder().authority(self.authority.to_string()).build().ok()?;
         let mut request = Request::builder().method(Method::CONNECT).uri(uri).body(()).ok()?;
-        let headers = request.headers_mut();
-        if !self.baggage.is_empty()
-            && let Ok(value) = HeaderValue::from_str(&self.baggage)
-        {
-            headers.insert("baggage", value);
-        }
-        let host = self.service.as_deref().map(|host| format!(";host={host}")).unwrap_or_default();
-        if let Ok(value) = HeaderValue::from_str(&format!("for=\"{}\"{host}", self.client)) {
-            headers.insert(header::FORWARDED, value);
-        }
-        if let Ok(value) = HeaderValue::from_str(&self.trace.traceparent()) {
-            headers.insert("traceparent", value);
+        for (name, value) in self.fields() {
+            request.headers_mut().insert(name, HeaderValue::from_str(&value).ok()?);
         }
         Some(request)
     }

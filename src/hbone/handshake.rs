@@ -15,18 +15,21 @@ use std::time::Instant;
 
 use rustls::pki_types::{IpAddr as PkiIp, ServerName};
 use rustls::{ClientConfig, ServerConfig};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::LocalSet;
 use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
+use super::carrier::Carrier;
 use super::error::HandshakeError;
 use super::transport::Transport;
 use super::{TCP_DEADLINE, TLS_DEADLINE};
 use crate::capture::{Pod, connected};
-use crate::identity::{VerifiedPeer, require_h2};
+use crate::identity::{PeerError, VerifiedPeer, require_h2};
 use crate::net::canonical;
+use crate::tls::{self, Established, Handshake};
 
 type Job = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = ()>>> + Send>;
 
@@ -47,7 +50,7 @@ struct Inner {
 
 /// A finished handshake, in no thread's reactor.
 pub struct Secured {
-    pub(super) stream: TlsStream<Transport>,
+    pub(super) session: Session,
     /// Who proved to be at the other end.
     pub peer: VerifiedPeer,
     /// Our address of the TCP connection.
@@ -56,6 +59,14 @@ pub struct Secured {
     pub remote: SocketAddr,
     /// When the steps were done.
     pub stamps: Stamps,
+}
+
+/// What a handshake yields to the carrier that it was made for.
+pub(super) enum Session {
+    /// Keys and socket, apart.
+    InPlace { socket: StdStream, established: Box<Established> },
+    /// rustls goes on.
+    Classic(Box<TlsStream<Transport>>),
 }
 
 /// When the steps of a handshake were done.
@@ -76,6 +87,8 @@ pub struct DialPlan {
     pub pod: Arc<Pod>,
     /// TLS parameters: our certificate and whom we accept.
     pub config: Arc<ClientConfig>,
+    /// Who will carry it.
+    pub carrier: Carrier,
 }
 
 impl Handshakes {
@@ -102,11 +115,22 @@ impl Handshakes {
     }
 
     /// Answers a client's handshake on an accepted connection.
-    pub async fn accept(&self, tcp: StdStream, config: Arc<ServerConfig>) -> Result<Secured, HandshakeError> {
-        self.run(|inner| &inner.accepting, move || accept(tcp, config)).await
+    ///
+    /// # Errors
+    /// [`HandshakeError`], never one of HTTP/2.
+    pub async fn accept(
+        &self,
+        tcp: StdStream,
+        config: Arc<ServerConfig>,
+        carrier: Carrier,
+    ) -> Result<Secured, HandshakeError> {
+        self.run(|inner| &inner.accepting, move || accept(tcp, config, carrier)).await
     }
 
     /// Connects and starts a handshake as client.
+    ///
+    /// # Errors
+    /// As of [`accept`](Self::accept).
     pub async fn connect(&self, plan: DialPlan) -> Result<Secured, HandshakeError> {
         self.run(|inner| &inner.connecting, move || connect(plan)).await
     }
@@ -168,16 +192,25 @@ async fn work(mut jobs: mpsc::UnboundedReceiver<Job>) {
     }
 }
 
-async fn accept(tcp: StdStream, config: Arc<ServerConfig>) -> Result<Secured, HandshakeError> {
-    let io = |cause: io::Error| HandshakeError::Tls(cause.into());
+async fn accept(
+    tcp: StdStream,
+    config: Arc<ServerConfig>,
+    carrier: Carrier,
+) -> Result<Secured, HandshakeError> {
     let tcp_done = Instant::now();
-    let stream = Transport::Attached(TcpStream::from_std(tcp).map_err(io)?);
-    let handshake = TlsAcceptor::from(config).accept(stream);
-    let stream = timeout(TLS_DEADLINE, handshake)
-        .await
-        .map_err(|_| HandshakeError::TlsTimeout(TLS_DEADLINE))?
-        .map_err(io)?;
-    secured(stream.into(), tcp_done)
+    let tcp = TcpStream::from_std(tcp).map_err(tls_failed)?;
+    match carrier {
+        Carrier::InPlace => {
+            let handshake =
+                Handshake::server(&config).map_err(|cause| tls_failed(io::Error::other(cause)))?;
+            let (tcp, handshake) = in_time(shake(tcp, handshake)).await?;
+            taken_over(tcp, handshake, tcp_done)
+        }
+        Carrier::Classic => {
+            let stream = in_time(TlsAcceptor::from(config).accept(Transport::Attached(tcp))).await?;
+            classic(stream.into(), tcp_done)
+        }
+    }
 }
 
 async fn connect(plan: DialPlan) -> Result<Secured, HandshakeError> {
@@ -191,33 +224,89 @@ async fn connect(plan: DialPlan) -> Result<Secured, HandshakeError> {
     let tcp_done = Instant::now();
     // The name is not sent (no SNI) and not checked: the verifier compares SPIFFE ids.
     let name = ServerName::IpAddress(PkiIp::from(to.ip()));
-    let handshake = TlsConnector::from(plan.config).connect(name, Transport::Attached(tcp));
-    let stream = timeout(TLS_DEADLINE, handshake)
+    let no_h2 = |cause: PeerError| HandshakeError::Peer(cause.to_string());
+    match plan.carrier {
+        Carrier::InPlace => {
+            let handshake =
+                Handshake::client(&plan.config, name).map_err(|cause| tls_failed(io::Error::other(cause)))?;
+            let (tcp, handshake) = in_time(shake(tcp, handshake)).await?;
+            require_h2(handshake.connection()).map_err(no_h2)?;
+            taken_over(tcp, handshake, tcp_done)
+        }
+        Carrier::Classic => {
+            let connecting = TlsConnector::from(plan.config).connect(name, Transport::Attached(tcp));
+            let stream = in_time(connecting).await?;
+            require_h2(stream.get_ref().1).map_err(no_h2)?;
+            classic(stream.into(), tcp_done)
+        }
+    }
+}
+
+fn tls_failed(cause: io::Error) -> HandshakeError {
+    HandshakeError::Tls(cause.into())
+}
+
+async fn in_time<T>(handshake: impl Future<Output = io::Result<T>>) -> Result<T, HandshakeError> {
+    timeout(TLS_DEADLINE, handshake)
         .await
         .map_err(|_| HandshakeError::TlsTimeout(TLS_DEADLINE))?
-        .map_err(|cause| HandshakeError::Tls(cause.into()))?;
-    require_h2(stream.get_ref().1).map_err(|cause| HandshakeError::Peer(cause.to_string()))?;
-    secured(stream.into(), tcp_done)
+        .map_err(tls_failed)
 }
 
-fn secured(mut stream: TlsStream<Transport>, tcp: Instant) -> Result<Secured, HandshakeError> {
-    let io = |cause: io::Error| HandshakeError::Tls(cause.into());
-    let tls = Instant::now();
+/// Brings a handshake to its end. The error is the one that rustls has for it, as tokio-rustls would pass it on.
+async fn shake(mut tcp: TcpStream, mut handshake: Handshake) -> io::Result<(TcpStream, Handshake)> {
+    let mut send = Vec::new();
+    let mut received = [0; 4096];
+    let mut step = handshake.start(&mut send);
+    loop {
+        // Also of a handshake that failed: the alert tells the peer why.
+        let sent = if send.is_empty() { Ok(()) } else { tcp.write_all(&send).await };
+        step.map_err(|cause| match cause {
+            tls::HandshakeError::Tls(cause) => io::Error::new(io::ErrorKind::InvalidData, cause),
+            cause => io::Error::new(io::ErrorKind::InvalidData, cause),
+        })?;
+        sent?;
+        send.clear();
+        if handshake.is_done() {
+            return Ok((tcp, handshake));
+        }
+        let bytes = tcp.read(&mut received).await?;
+        if bytes == 0 {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "tls handshake eof"));
+        }
+        step = handshake.receive(&received[..bytes], &mut send);
+    }
+}
+
+/// The keys are ours from here on.
+fn taken_over(tcp: TcpStream, handshake: Handshake, tcp_done: Instant) -> Result<Secured, HandshakeError> {
+    let done = Instant::now();
+    let peer =
+        VerifiedPeer::of(handshake.connection()).map_err(|cause| HandshakeError::Peer(cause.to_string()))?;
+    let established = handshake.finish().map_err(|cause| tls_failed(io::Error::other(cause)))?.into();
+    let socket = tcp.into_std().map_err(tls_failed)?;
+    let (local, remote) = ends(&socket)?;
+    let session = Session::InPlace { socket, established };
+    Ok(Secured { session, peer, local, remote, stamps: Stamps { tcp: tcp_done, tls: done } })
+}
+
+fn classic(mut stream: TlsStream<Transport>, tcp: Instant) -> Result<Secured, HandshakeError> {
+    let done = Instant::now();
     let (transport, session) = stream.get_mut();
     let peer = VerifiedPeer::of(session).map_err(|cause| HandshakeError::Peer(cause.to_string()))?;
-    transport.detach().map_err(io)?;
-    let Transport::Detached(tcp_stream) = transport else {
-        return Err(io(io::Error::other("the socket was lost on its way to a worker")));
+    transport.detach().map_err(tls_failed)?;
+    let Transport::Detached(socket) = transport else {
+        return Err(tls_failed(io::Error::other("the socket was lost on its way to a worker")));
     };
-    let local = canonical(tcp_stream.local_addr().map_err(io)?);
-    let remote = canonical(tcp_stream.peer_addr().map_err(io)?);
-    Ok(Secured { stream, peer, local, remote, stamps: Stamps { tcp, tls } })
+    let (local, remote) = ends(socket)?;
+    let session = Session::Classic(Box::new(stream));
+    Ok(Secured { session, peer, local, remote, stamps: Stamps { tcp, tls: done } })
 }
 
-impl Secured {
-    /// Registers the socket with the calling thread's reactor, where it stays.
-    pub(super) fn adopt(mut self) -> io::Result<TlsStream<Transport>> {
-        self.stream.get_mut().0.attach()?;
-        Ok(self.stream)
-    }
+/// Our address and the peer's.
+fn ends(socket: &StdStream) -> Result<(SocketAddr, SocketAddr), HandshakeError> {
+    Ok((
+        canonical(socket.local_addr().map_err(tls_failed)?),
+        canonical(socket.peer_addr().map_err(tls_failed)?),
+    ))
 }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::Config;
-use super::classic::Tunnel;
+use super::carrier::Tunnel;
 use super::error::HandshakeError;
 use crate::identity::SpiffeId;
 

@@ -84,6 +84,7 @@ fn config() -> Config {
         stream_window: 4 << 20,
         connection_window: 16 << 20,
         frame_size: 1 << 20,
+        carrier: CARRIER.get(),
         streams_per_tunnel: 100,
         idle_release: Duration::from_secs(300),
     }
@@ -99,8 +100,22 @@ fn request() -> ConnectRequest {
     }
 }
 
+thread_local! {
+    /// Who carries the tunnels of the story that this thread runs.
+    static CARRIER: Cell<Carrier> = const { Cell::new(Carrier::InPlace) };
+}
+
+/// Runs one story with each carrier.
+fn story(story: impl AsyncFn()) {
+    for carrier in [Carrier::InPlace, Carrier::Classic] {
+        println!("with the carrier {carrier:?}");
+        CARRIER.set(carrier);
+        once(story());
+    }
+}
+
 /// Runs one story on one worker's runtime, and fails it when it hangs.
-fn story(story: impl Future<Output = ()>) {
+fn once(story: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     LocalSet::new().block_on(&runtime, async {
         tokio::time::timeout(Duration::from_secs(120), story).await.expect("the story hangs");
@@ -115,7 +130,7 @@ fn listen() -> (TcpListener, SocketAddr) {
 }
 
 fn plan(to: SocketAddr) -> DialPlan {
-    DialPlan { to, pod: PLACE.pod.clone(), config: PLACE.client.clone() }
+    DialPlan { to, pod: PLACE.pod.clone(), config: PLACE.client.clone(), carrier: CARRIER.get() }
 }
 
 async fn accept_tcp(listener: TcpListener) -> StdStream {
@@ -128,7 +143,9 @@ async fn accept_tcp(listener: TcpListener) -> StdStream {
 /// Both ends of one finished handshake, client first.
 async fn secured() -> (Secured, Secured) {
     let (listener, addr) = listen();
-    let accept = async { PLACE.handshakes.accept(accept_tcp(listener).await, PLACE.server.clone()).await };
+    let accept = async {
+        PLACE.handshakes.accept(accept_tcp(listener).await, PLACE.server.clone(), CARRIER.get()).await
+    };
     let (client, server) = tokio::join!(PLACE.handshakes.connect(plan(addr)), accept);
     (client.unwrap(), server.unwrap())
 }
@@ -174,16 +191,16 @@ impl Pair {
 struct Line {
     client: TcpStream,
     server: TcpStream,
-    near: JoinHandle<(Ended, Counted)>,
-    far: JoinHandle<(Ended, Counted)>,
+    near: JoinHandle<(Ended, Rc<Counted>)>,
+    far: JoinHandle<(Ended, Rc<Counted>)>,
 }
 
 /// Carries `opened` for an application whose own end is returned.
-async fn carried(opened: Opened) -> (TcpStream, JoinHandle<(Ended, Counted)>) {
+async fn carried(opened: Opened) -> (TcpStream, JoinHandle<(Ended, Rc<Counted>)>) {
     let (app, ours) = socket_pair().await;
     let carrying = spawn_local(async move {
-        let counted = Counted::default();
-        (opened.carry(ours, &counted).await, counted)
+        let counted = Rc::new(Counted::default());
+        (opened.carry(ours, counted.clone()).await, counted)
     });
     (app, carrying)
 }

@@ -1,7 +1,8 @@
 //! What was issued, checked: the [`Credentials`] of one identity.
 
+use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
@@ -56,7 +57,12 @@ pub struct Credentials {
     key: Arc<CertifiedKey>,
     policy: TlsPolicy,
     server: Arc<ServerConfig>,
+    /// What was built for tunnels, by whom they expect. A renewal, or other roots, make other credentials, and so an empty one.
+    clients: Mutex<HashMap<Arc<[SpiffeId]>, Arc<ClientConfig>>>,
 }
+
+/// Sets of expected peers that are remembered. A workload calls a few; what is beyond this starts over.
+const CLIENTS: usize = 1024;
 
 impl Credentials {
     /// Checks what was issued for `identity` and builds the server's configuration.
@@ -89,6 +95,7 @@ impl Credentials {
             key,
             policy: policy.clone(),
             server: Arc::new(server),
+            clients: Mutex::default(),
         })
     }
 
@@ -118,9 +125,19 @@ impl Credentials {
         self.server.clone()
     }
 
-    /// The configuration for one tunnel towards one of `expected`. With nobody expected, no handshake succeeds.
+    /// The configuration for tunnels towards one of `expected`; built once, shared by all connections. With nobody expected, no
+    /// handshake succeeds.
     pub fn client_config(&self, expected: Arc<[SpiffeId]>) -> Arc<ClientConfig> {
-        Arc::new(self.policy.client(expected, &self.key, &self.anchors))
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = clients.get(&expected) {
+            return known.clone();
+        }
+        let config = Arc::new(self.policy.client(expected.clone(), &self.key, &self.anchors));
+        if clients.len() >= CLIENTS {
+            clients.clear();
+        }
+        clients.insert(expected, config.clone());
+        config
     }
 
     fn leaf(&self) -> &Certificate {

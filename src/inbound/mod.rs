@@ -199,13 +199,16 @@ impl Inbound {
             .credentials(identity)
             .await
             .map_err(|cause| (Refusal::UnknownWorkload, format!("identity error: {cause}")))?;
-        self.hands.handshakes.accept(accepted.socket.answer(), credentials.server_config()).await.map_err(
-            |cause| match cause {
+        let carrier = self.config.hbone.carrier;
+        self.hands
+            .handshakes
+            .accept(accepted.socket.answer(), credentials.server_config(), carrier)
+            .await
+            .map_err(|cause| match cause {
                 HandshakeError::Busy(_) => (Refusal::OverBudget, cause.to_string()),
                 HandshakeError::Draining => (Refusal::Draining, cause.to_string()),
                 cause => (Refusal::TlsHandshake, format!("tls handshake error: {cause}")),
-            },
-        )
+            })
     }
 
     /// One tunnel, on the worker that owns it.
@@ -332,7 +335,7 @@ impl Inbound {
             }
         };
         tokio::select! {
-            ended = opened.carry(app, record) => ended.outcome(Side::Server),
+            ended = opened.carry(app, record.meter()) => ended.outcome(Side::Server),
             cut = admitted.revoked() => cut_short(cut),
         }
     }

@@ -116,11 +116,12 @@ impl Inbound {
             }
         };
         record.stamp(Stage::Connect);
+        let meter = record.meter();
         let Caller { socket, _downstream, .. } = caller;
         let outcome = match TcpStream::from_std(socket.answer()) {
             Err(cause) => Outcome::Broken { direction: Direction::Receive, cause: Some(cause) },
             Ok(downstream) => tokio::select! {
-                carried = relay(downstream, upstream, &record) => carried.map_or_else(Outcome::from, |()| Outcome::Complete),
+                carried = relay(downstream, upstream, &*meter) => carried.map_or_else(Outcome::from, |()| Outcome::Complete),
                 cut = admitted.revoked() => cut_short(cut),
             },
         };

@@ -203,6 +203,7 @@ impl Outbound {
             to: to.to,
             pod: placed.pod.clone(),
             config: credentials.client_config(to.expected.clone()),
+            carrier: self.config.hbone.carrier,
         };
         let pool = self.pool(&placed.pod);
         let new_tunnel = || async {
@@ -319,8 +320,8 @@ fn failed(cause: OpenError, to: SocketAddr) -> Failed {
 async fn carried(upstream: Upstream, app: TcpStream, record: &Record) -> Outcome {
     match upstream {
         Upstream::Plain(upstream) => {
-            relay(app, upstream, record).await.map_or_else(Outcome::from, |()| Outcome::Complete)
+            relay(app, upstream, &*record.meter()).await.map_or_else(Outcome::from, |()| Outcome::Complete)
         }
-        Upstream::Tunnel(opened) => opened.carry(app, record).await.outcome(Side::Client),
+        Upstream::Tunnel(opened) => opened.carry(app, record.meter()).await.outcome(Side::Client),
     }
 }

@@ -56,7 +56,7 @@ async fn stream(requests: &SendRequest<Bytes>) -> TcpStream {
     let (parts, receive) = response.await.unwrap().into_parts();
     let opened = Opened { send, receive, headers: parts.headers, app: Side::Client, _count: None };
     let (app, socket) = sockets().await;
-    spawn_local(async move { opened.carry(socket, &Uncounted).await });
+    spawn_local(async move { opened.carry(socket, Rc::new(Uncounted)).await });
     app
 }
 

@@ -10,7 +10,7 @@ use super::*;
 
 #[test]
 fn a_connect_arrives_with_its_headers_and_the_answer_with_its_baggage() {
-    story(async {
+    story(async || {
         let mut pair = pair().await;
         let request = ConnectRequest { service: Some("cart.shop.svc".into()), ..request() };
         let accept = async {
@@ -29,7 +29,7 @@ fn a_connect_arrives_with_its_headers_and_the_answer_with_its_baggage() {
 
 #[test]
 fn a_refusal_reaches_the_client_with_its_status() {
-    story(async {
+    story(async || {
         let mut pair = pair().await;
         for (status, elsewhere) in [(401, false), (503, true), (400, false)] {
             let status = StatusCode::from_u16(status).unwrap();
@@ -47,7 +47,7 @@ fn a_refusal_reaches_the_client_with_its_status() {
 
 #[test]
 fn a_refusal_is_a_status_that_ends_the_stream_and_then_no_error() {
-    story(async {
+    story(async || {
         let (listener, addr) = listen();
         let peer = thread::spawn(move || {
             let mut peer = Raw::connect(addr);
@@ -59,7 +59,7 @@ fn a_refusal_is_a_status_that_ends_the_stream_and_then_no_error() {
             (answer.stream, answer.flags, peer.until(raw::RST_STREAM).code())
         });
         let tcp = accept_tcp(listener).await;
-        let secured = PLACE.handshakes.accept(tcp, PLACE.server.clone()).await.unwrap();
+        let secured = PLACE.handshakes.accept(tcp, PLACE.server.clone(), CARRIER.get()).await.unwrap();
         let server = Server::start(secured, &config()).await.unwrap();
         let each = |incoming: Incoming| incoming.refuse(StatusCode::UNAUTHORIZED);
         let _serving = spawn_local(server.serve(each, std::future::pending()));
@@ -70,7 +70,7 @@ fn a_refusal_is_a_status_that_ends_the_stream_and_then_no_error() {
 
 #[test]
 fn an_incoming_that_nobody_answers_is_lost_to_the_client() {
-    story(async {
+    story(async || {
         let mut pair = pair().await;
         let request = request();
         let forget = async { drop(pair.incoming.recv().await.unwrap()) };
@@ -81,7 +81,7 @@ fn an_incoming_that_nobody_answers_is_lost_to_the_client() {
 
 #[test]
 fn a_client_that_takes_its_request_back_is_noticed() {
-    story(async {
+    story(async || {
         let mut pair = pair().await;
         let tunnel = pair.tunnel.clone();
         let opening = spawn_local(async move { tunnel.open(&request()).await.map(drop) });
@@ -107,7 +107,7 @@ async fn joined(peer: thread::JoinHandle<()>) {
 
 #[test]
 fn a_refused_stream_may_be_opened_elsewhere_and_the_tunnel_stays() {
-    story(async {
+    story(async || {
         let (tunnel, peer) = scripted(|mut peer| {
             peer.until(raw::HEADERS);
             peer.write(&raw::rst(1, raw::REFUSED_STREAM));
@@ -127,7 +127,7 @@ fn a_refused_stream_may_be_opened_elsewhere_and_the_tunnel_stays() {
 
 #[test]
 fn a_stream_above_the_last_of_a_goaway_is_refused_and_those_below_run_on() {
-    story(async {
+    story(async || {
         let (tunnel, peer) = scripted(|mut peer| {
             peer.until(raw::HEADERS);
             peer.write(&raw::frame(raw::HEADERS, raw::END_HEADERS, 1, raw::OK));
@@ -155,12 +155,14 @@ fn a_stream_above_the_last_of_a_goaway_is_refused_and_those_below_run_on() {
 
 #[test]
 fn a_connect_that_is_never_answered_is_given_up_after_10_s() {
-    story(async {
+    story(async || {
         let (tunnel, peer) = scripted(|mut peer| {
             assert_eq!(peer.until(raw::HEADERS).stream, 1);
             assert_eq!(peer.until(raw::RST_STREAM).code(), raw::CANCEL);
         })
         .await;
+        // Real time for the greetings.
+        tokio::time::sleep(Duration::from_millis(300)).await;
         tokio::time::pause();
         let started = tokio::time::Instant::now();
         let late = tunnel.open(&request()).await.err().unwrap();
@@ -174,7 +176,7 @@ fn a_connect_that_is_never_answered_is_given_up_after_10_s() {
 
 #[test]
 fn a_tunnel_that_dies_before_the_answer_is_lost_and_not_used_again() {
-    story(async {
+    story(async || {
         let (tunnel, peer) = scripted(|mut peer| drop(peer.until(raw::HEADERS))).await;
         let lost = tunnel.open(&request()).await.err().unwrap();
         assert!(matches!(lost, OpenError::Lost(_)), "{lost}");
@@ -186,7 +188,7 @@ fn a_tunnel_that_dies_before_the_answer_is_lost_and_not_used_again() {
 
 #[test]
 fn a_drained_server_takes_no_new_streams_and_ends_with_its_last() {
-    story(async {
+    story(async || {
         let mut pair = pair().await;
         let Line { mut client, mut server, near, far } = pair.line().await;
         pair.drain.take().unwrap().send(()).unwrap();

@@ -65,7 +65,7 @@ fn limited(streams_per_tunnel: usize) -> Config {
 
 #[test]
 fn however_many_ask_at_once_one_handshake_is_made() {
-    story(async {
+    story(async || {
         let shop = Workshop::new(config());
         let asking: Vec<_> = (0..20)
             .map(|_| {
@@ -86,7 +86,7 @@ fn however_many_ask_at_once_one_handshake_is_made() {
 
 #[test]
 fn another_key_gets_a_tunnel_of_its_own() {
-    story(async {
+    story(async || {
         let shop = Workshop::new(config());
         let _one = shop.stream(&key("cart-1")).await;
         let _two = shop.stream(&key("cart-2")).await;
@@ -96,7 +96,7 @@ fn another_key_gets_a_tunnel_of_its_own() {
 
 #[test]
 fn a_failed_handshake_is_told_to_all_who_wait_and_the_next_tries_again() {
-    story(async {
+    story(async || {
         let shop = Workshop::new(config());
         let (attempts, gate) = (Rc::new(Cell::new(0)), Rc::new(Semaphore::new(0)));
         let asking: Vec<_> = (0..5)
@@ -126,7 +126,7 @@ fn a_failed_handshake_is_told_to_all_who_wait_and_the_next_tries_again() {
 
 #[test]
 fn a_waiter_takes_over_from_an_opener_that_leaves() {
-    story(async {
+    story(async || {
         let shop = Workshop::new(config());
         let opener = spawn_local({
             let shop = shop.clone();
@@ -147,7 +147,7 @@ fn a_waiter_takes_over_from_an_opener_that_leaves() {
 
 #[test]
 fn a_full_tunnel_gets_a_second_beside_it_and_its_room_is_used_again() {
-    story(async {
+    story(async || {
         let shop = Workshop::new(limited(2));
         let first = shop.stream(&key("cart-1")).await;
         let second = shop.stream(&key("cart-1")).await;
@@ -165,7 +165,7 @@ fn a_full_tunnel_gets_a_second_beside_it_and_its_room_is_used_again() {
 
 #[test]
 fn more_streams_than_tunnels_hold_all_get_a_place_when_they_come_at_once() {
-    story(async {
+    story(async || {
         let shop = Workshop::new(limited(3));
         let asking: Vec<_> = (0..10)
             .map(|_| {
@@ -183,7 +183,7 @@ fn more_streams_than_tunnels_hold_all_get_a_place_when_they_come_at_once() {
 
 #[test]
 fn a_tunnel_that_died_is_replaced() {
-    story(async {
+    story(async || {
         let shop = Workshop::new(config());
         let acquired = shop.pool.acquire(&key("cart-1"), || shop.make()).await.unwrap();
         assert!(!acquired.reused);
@@ -195,7 +195,7 @@ fn a_tunnel_that_died_is_replaced() {
 
 #[test]
 fn a_tunnel_without_streams_is_let_go_and_one_with_a_stream_is_kept() {
-    story(async {
+    story(async || {
         let shop = Workshop::new(Config { idle_release: Duration::from_millis(400), ..config() });
         let (idle, busy) = (key("cart-1"), key("cart-2"));
         let stream = shop.stream(&busy).await;
@@ -215,7 +215,7 @@ fn a_tunnel_without_streams_is_let_go_and_one_with_a_stream_is_kept() {
 
 #[test]
 fn the_owner_of_a_tunnel_with_room_is_preferred_until_it_is_full() {
-    story(async {
+    story(async || {
         let shop = Workshop::new(limited(1));
         let key = key("cart-1");
         assert_eq!(shop.placement.place(&key, 1), 1);
@@ -252,7 +252,7 @@ fn a_worker_that_is_clearly_busier_gets_no_new_connections() {
 
 #[test]
 fn both_ends_of_a_handshake_know_each_others_addresses() {
-    story(async {
+    story(async || {
         let (client, server) = secured().await;
         assert_eq!((client.local, client.remote), (canonical(server.remote), canonical(server.local)));
         assert_eq!(*server.peer.identity(), id("web"));

@@ -12,6 +12,8 @@ use super::PLACE;
 pub(super) const DATA: u8 = 0;
 pub(super) const HEADERS: u8 = 1;
 pub(super) const RST_STREAM: u8 = 3;
+/// Flag of SETTINGS and PING.
+pub(super) const ACK: u8 = 1;
 pub(super) const SETTINGS: u8 = 4;
 pub(super) const PING: u8 = 6;
 pub(super) const GOAWAY: u8 = 7;
@@ -109,7 +111,7 @@ impl Raw {
     pub(super) fn serve(listener: &TcpListener) -> Self {
         let mut peer = Self::accept(listener);
         assert_eq!(peer.read(PREFACE.len()), PREFACE);
-        peer.write(&frame(SETTINGS, 0, 0, &[]));
+        peer.write(&[frame(SETTINGS, 0, 0, &[]), frame(SETTINGS, ACK, 0, &[])].concat());
         peer
     }
 
