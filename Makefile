@@ -32,6 +32,7 @@ demo:
 test:
 	@tools/setup.sh test
 	$(CARGO) test --profile $(PROFILE) --features testing
+	TUNNEL=classic $(CARGO) test --profile $(PROFILE) --features testing --test traffic --test endurance
 
 conformance:
 	@tools/setup.sh conformance

@@ -36,7 +36,8 @@ pub struct Launch {
 
 impl Launch {
     /// The proxy of `side`: `program proxy ztunnel` with the agent's socket, the mesh file and the directory of the
-    /// embedded certificate authority. Proxies with the same directory trust each other.
+    /// embedded certificate authority. Proxies with the same directory trust each other. `TUNNEL` is handed on from the caller's
+    /// own environment, so that every scenario can be run with either carrier.
     pub fn new(program: &Path, side: Side, agent: &Path, mesh_file: &Path, authority: &Path) -> Self {
         let path = |path: &Path| path.to_string_lossy().into_owned();
         let environment = [
@@ -55,7 +56,9 @@ impl Launch {
             ("TERMINATION_GRACE_PERIOD_SECONDS", "2".to_owned()),
         ]
         .map(|(name, value)| (name.to_owned(), value))
-        .into();
+        .into_iter()
+        .chain(std::env::var("TUNNEL").ok().map(|carrier| ("TUNNEL".to_owned(), carrier)))
+        .collect();
         Self { program: program.to_owned(), arguments: vec!["proxy".into(), "ztunnel".into()], environment }
     }
 
