@@ -2,6 +2,7 @@
 //! by hand (`raw.rs`) and so does what no library would.
 
 mod carry;
+mod handshake;
 mod open;
 mod pool;
 mod raw;

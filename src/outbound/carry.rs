@@ -199,15 +199,16 @@ impl Outbound {
             baggage: baggage_of(&placed.source, &self.config.cluster).unwrap_or_default(),
             trace: TraceIds::random(),
         };
-        let plan = DialPlan {
-            to: to.to,
-            pod: placed.pod.clone(),
-            config: credentials.client_config(to.expected.clone()),
-            carrier: self.config.hbone.carrier,
-        };
         let pool = self.pool(&placed.pod);
         let new_tunnel = || async {
-            let secured = self.hands.handshakes.connect(plan.clone()).await?;
+            // Asked for only here: most connections find a tunnel.
+            let plan = DialPlan {
+                to: to.to,
+                pod: placed.pod.clone(),
+                config: credentials.client_config(to.expected.clone()),
+                carrier: self.config.hbone.carrier,
+            };
+            let secured = self.hands.handshakes.connect(plan).await?;
             let stamps = secured.stamps;
             Ok::<_, HandshakeError>((Tunnel::start(secured, &self.config.hbone).await?, stamps))
         };

@@ -277,9 +277,13 @@ fn step<D>(status: UnbufferedStatus<'_, '_, D>, send: &mut Vec<u8>) -> (usize, S
 /// How much of `bytes` is to be shown to rustls: one whole record, or everything if that cannot become one, which
 /// rustls then refuses with the right alert.
 fn next_record(bytes: &[u8]) -> Option<usize> {
-    let &[kind, _, _, high, low] = bytes.first_chunk::<HEADER>()?;
+    // Told by its first byte: whoever does not speak TLS is not waited for.
+    if !(20..=23).contains(bytes.first()?) {
+        return Some(bytes.len());
+    }
+    let &[_, _, _, high, low] = bytes.first_chunk::<HEADER>()?;
     let body = usize::from(u16::from_be_bytes([high, low]));
-    if !(20..=23).contains(&kind) || body >= MAX_RECORD {
+    if body >= MAX_RECORD {
         return Some(bytes.len());
     }
     (bytes.len() >= HEADER + body).then_some(HEADER + body)

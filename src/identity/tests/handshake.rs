@@ -469,3 +469,23 @@ fn the_refused_side_is_told_by_an_alert() {
     });
     assert_eq!(answer, Err(Error::AlertReceived(AlertDescription::CertificateUnknown)));
 }
+
+#[test]
+fn a_configuration_for_the_same_peers_is_built_once_and_another_set_gets_its_own() {
+    let mint = Mint::new();
+    let credentials = mint.credentials(&id("till"));
+    let cart = credentials.client_config(only(id("cart")));
+    assert!(Arc::ptr_eq(&cart, &credentials.client_config(only(id("cart")))));
+    let till = credentials.client_config(only(id("till")));
+    assert!(!Arc::ptr_eq(&cart, &till));
+    // One that was made for other peers must not let them in here.
+    let server = || mint.credentials(&id("cart")).server_config();
+    shake(cart, server()).unwrap();
+    assert!(matches!(shake(till, server()), Err(Broke::Client(_))));
+    // And other credentials have none of these.
+    let renewed = mint.credentials(&id("till"));
+    assert!(!Arc::ptr_eq(
+        &renewed.client_config(only(id("cart"))),
+        &credentials.client_config(only(id("cart")))
+    ));
+}
