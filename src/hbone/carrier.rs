@@ -140,7 +140,7 @@ impl Server {
     ) -> Result<(), String> {
         match self.0 {
             Serving::InPlace(server) => {
-                server.serve(|incoming| each(Incoming(Asking::InPlace(incoming))), drain).await
+                server.serve(|incoming| each(Incoming(Asking::InPlace(Box::new(incoming)))), drain).await
             }
             Serving::Classic(server) => {
                 server.serve(|incoming| each(Incoming(Asking::Classic(Box::new(incoming)))), drain).await
@@ -153,7 +153,7 @@ impl Server {
 pub struct Incoming(Asking);
 
 enum Asking {
-    InPlace(in_place::Incoming),
+    InPlace(Box<in_place::Incoming>),
     Classic(Box<classic::Incoming>),
 }
 

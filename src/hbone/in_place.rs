@@ -360,8 +360,8 @@ impl Incoming {
             inner.machine.respond(*id, fields).map_err(|cause| OpenError::Lost(cause.to_string()))?;
             inner.flush_soon(&connection.socket);
         }
-        let (_, headers) = { (self.head.uri().clone(), self.head.headers().clone()) };
-        Ok(Opened { held: self.held, headers, app: Side::Server })
+        let (head, ()) = self.head.into_parts();
+        Ok(Opened { held: self.held, headers: head.headers, app: Side::Server })
     }
 
     /// Ready when the peer took its request back.
@@ -407,7 +407,7 @@ impl Opened {
         let mut broken = pin!(broken(&app));
         let ended = std::future::poll_fn(|cx| held.poll(cx, &app, broken.as_mut())).await;
         if ended == Ended::Complete {
-            close_in_order(&*app);
+            close_in_order(&app);
         }
         ended
     }

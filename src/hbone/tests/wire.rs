@@ -119,10 +119,11 @@ fn a_silent_client_is_given_up_as_well() {
         let tcp = accept_tcp(listener).await;
         let secured = PLACE.handshakes.accept(tcp, PLACE.server.clone(), CARRIER.get()).await.unwrap();
         let server = Server::start(secured, &config()).await.unwrap();
+        let serving = spawn_local(server.serve(|_| {}, std::future::pending()));
         // Real time for what the peer says of itself; then there is only silence.
-        std::thread::sleep(Duration::from_millis(300));
+        tokio::time::sleep(Duration::from_millis(300)).await;
         tokio::time::pause();
-        let ended = server.serve(|_| {}, std::future::pending()).await;
+        let ended = serving.await.unwrap();
         let why = ended.unwrap_err();
         assert!(why.contains("20s") && why.to_lowercase().contains("ping"), "{why}");
         assert_eq!(peer.join().unwrap(), raw::NO_ERROR);
