@@ -123,7 +123,7 @@ impl Figure {
             Self::Connections => "New connections".to_owned(),
             Self::Connection(mark) => format!("New connection, {}", mark.title()),
             Self::ConnectionCpu(_) => "CPU per new connection".to_owned(),
-            Self::Memory(..) => format!("Memory per idle connection, {}", self.title()),
+            Self::Memory(..) => format!("Idle connection, {}", self.title()),
         }
     }
 

@@ -24,6 +24,7 @@ mod stage;
 mod table;
 mod wanted;
 
+use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -69,6 +70,11 @@ fn run(wanted: &Wanted) -> Result<Vec<String>, String> {
         println!("mesh: nothing to measure is called that");
         return Ok(Vec::new());
     }
+    let unwritten =
+        |directory: &Path, cause: io::Error| format!("writing to {}: {cause}", directory.display());
+    if let Some(directory) = &wanted.write {
+        table::can_write(directory).map_err(|cause| unwritten(directory, cause))?;
+    }
     let mut samples = Samples::new(variants.len(), wanted.rounds);
     let mut complaints = Vec::new();
     let congestion = machine::Allowed::lift(&wanted.congestion).map_or("reno", |_| &wanted.congestion);
@@ -76,7 +82,16 @@ fn run(wanted: &Wanted) -> Result<Vec<String>, String> {
     println!("{}\n", conditions.join("\n"));
     for round in 0..wanted.rounds {
         let order = rotated(variants.len(), round);
-        let stages = stages(&variants, &order, &place.path().join(round.to_string()), congestion)?;
+        let place = place.path().join(round.to_string());
+        let stages = match stages(&variants, &order, &place, congestion) {
+            Ok(stages) => stages,
+            Err(story) if round == 0 => return Err(story),
+            // What the rounds before have measured shall not be lost.
+            Err(story) => {
+                complaints.push(format!("round {} and later: {story}", round + 1));
+                break;
+            }
+        };
         for job in &jobs {
             let row = measure_quietly(wanted, job, &stages, &order);
             tell(round, wanted.rounds, job, &variants, &row);
@@ -105,7 +120,7 @@ fn run(wanted: &Wanted) -> Result<Vec<String>, String> {
     }
     if let Some(directory) = &wanted.write {
         table::write(directory, &samples, &variants, &conditions, &complaints)
-            .map_err(|cause| format!("writing to {}: {cause}", directory.display()))?;
+            .map_err(|cause| unwritten(directory, cause))?;
         println!("written: {0}/performance.md, {0}/performance.svg", directory.display());
     } else if wanted.test {
         // What only `--write` makes must come out as well.

@@ -13,7 +13,7 @@ const MARGIN: f64 = 20.0;
 const PANEL: f64 = (WIDTH - 2.0 * MARGIN) / 3.0;
 /// From the left edge of a panel to zero, and from zero to the largest value.
 const NAMES: f64 = 72.0;
-const PLOT: f64 = 164.0;
+const PLOT: f64 = 170.0;
 /// Heights: what is above the first bar, one bar with its surroundings, what is below the last.
 const HEAD: f64 = 46.0;
 const BAR: f64 = 20.0;
@@ -24,7 +24,7 @@ const STYLE: &str = "
     text { fill: #1f2328; }
     .small { font-size: 11px; fill: #57606a; }
     .bold { font-weight: 600; font-size: 13px; }
-    .axis { stroke: #8c959f; }
+    .axis { stroke: #8c959f; fill: none; }
     .spread { stroke: #1f2328; stroke-width: 1.5; fill: none; }
     .v0 { fill: #afb8c1; } .v1 { fill: #2da44e; } .v2 { fill: #bf8700; } .v3 { fill: #218bff; } .v4 { fill: #a475f9; }
     @media (prefers-color-scheme: dark) {

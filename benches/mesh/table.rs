@@ -12,6 +12,8 @@ use crate::stage::Variant;
 /// Between these lines `--write` replaces what it finds.
 const BEGIN: &str = "<!-- begin: written by make bench-mesh -->";
 const END: &str = "<!-- end -->";
+const PAGE: &str = "performance.md";
+const SVG: &str = "performance.svg";
 const LEGEND: &str = "Medians of the rounds (least–most). A ratio is the median of each round's own ratio. \
                       * and a number: so many rounds had more than 6 % steal.";
 
@@ -157,6 +159,11 @@ fn table(samples: &Samples, variants: &[Variant], figures: &[Figure]) -> String 
     out
 }
 
+/// Whether [`write`] will know what to do with what is there: better asked before a long run than after it.
+pub fn can_write(directory: &Path) -> io::Result<()> {
+    page(directory, "").map(drop)
+}
+
 /// Writes `performance.svg`, and `performance.md` or, where that has the two markers, what is between them.
 pub fn write(
     directory: &Path,
@@ -165,21 +172,24 @@ pub fn write(
     conditions: &[String],
     complaints: &[String],
 ) -> io::Result<()> {
+    let page = page(directory, &markdown(samples, variants, conditions, complaints))?;
     fs::create_dir_all(directory)?;
-    fs::write(directory.join("performance.svg"), plot::svg(samples, variants))?;
-    let page = directory.join("performance.md");
-    let new = format!("{BEGIN}\n\n{}\n{END}", markdown(samples, variants, conditions, complaints));
-    let text = match fs::read_to_string(&page) {
+    fs::write(directory.join(SVG), plot::svg(samples, variants))?;
+    fs::write(directory.join(PAGE), page)
+}
+
+/// The whole text of the page with `new` between its markers.
+fn page(directory: &Path, new: &str) -> io::Result<String> {
+    let path = directory.join(PAGE);
+    let new = format!("{BEGIN}\n\n{new}\n{END}");
+    match fs::read_to_string(&path) {
         Ok(old) => between(&old, &new).ok_or_else(|| {
-            io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("{} has no {BEGIN:?} and {END:?}", page.display()),
-            )
-        })?,
-        Err(cause) if cause.kind() == io::ErrorKind::NotFound => format!("{new}\n"),
-        Err(cause) => return Err(cause),
-    };
-    fs::write(page, text)
+            let what = format!("{} has no lines {BEGIN:?} and {END:?}", path.display());
+            io::Error::new(io::ErrorKind::InvalidData, what)
+        }),
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(format!("{new}\n")),
+        Err(cause) => Err(cause),
+    }
 }
 
 fn between(old: &str, new: &str) -> Option<String> {
