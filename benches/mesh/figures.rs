@@ -4,9 +4,6 @@ use std::collections::BTreeMap;
 
 use crate::load::{Load, Pace, Way};
 
-/// Above this share of stolen time a round is marked.
-pub const STEAL_LIMIT: f64 = 0.06;
-
 /// One line of the table; they are ordered as they stand there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Figure {
@@ -226,8 +223,8 @@ pub struct Samples {
 struct Row {
     /// By variant, then by round.
     values: Vec<Vec<Option<f64>>>,
-    /// By round.
-    steal: Vec<f64>,
+    /// By round: whether something disturbed it.
+    disturbed: Vec<bool>,
 }
 
 impl Samples {
@@ -236,26 +233,26 @@ impl Samples {
         Self { variants, rounds, rows: BTreeMap::new() }
     }
 
-    /// Keeps one value, and the steal under which it was measured.
-    pub fn put(&mut self, figure: Figure, variant: usize, round: usize, value: f64, steal: f64) {
+    /// Keeps one value, and whether something disturbed its measurement.
+    pub fn put(&mut self, figure: Figure, variant: usize, round: usize, value: f64, disturbed: bool) {
         let (variants, rounds) = (self.variants, self.rounds);
-        let row = self
-            .rows
-            .entry(figure)
-            .or_insert_with(|| Row { values: vec![vec![None; rounds]; variants], steal: vec![0.0; rounds] });
+        let row = self.rows.entry(figure).or_insert_with(|| Row {
+            values: vec![vec![None; rounds]; variants],
+            disturbed: vec![false; rounds],
+        });
         row.values[variant][round] = Some(value);
-        row.steal[round] = steal;
+        row.disturbed[round] = disturbed;
     }
 
     /// Adds what the median of this pace is above that of variant `bare`, for all others.
-    pub fn add_to(&mut self, pace: Pace, bare: usize, round: usize, steal: f64) {
+    pub fn add_to(&mut self, pace: Pace, bare: usize, round: usize, disturbed: bool) {
         let value = |samples: &Self, variant: usize| {
             samples.rows.get(&Figure::Latency(pace, Mark::P50)).and_then(|row| row.values[variant][round])
         };
         let Some(base) = value(self, bare) else { return };
         for variant in (0..self.variants).filter(|&variant| variant != bare) {
             if let Some(median) = value(self, variant) {
-                self.put(Figure::Latency(pace, Mark::AddedP50), variant, round, median - base, steal);
+                self.put(Figure::Latency(pace, Mark::AddedP50), variant, round, median - base, disturbed);
             }
         }
     }
@@ -281,9 +278,9 @@ impl Samples {
         Spread::of(ratios.collect())
     }
 
-    /// In how many rounds the hypervisor took more than [`STEAL_LIMIT`].
+    /// How many rounds were disturbed.
     pub fn marked(&self, figure: Figure) -> usize {
-        self.rows.get(&figure).map_or(0, |row| row.steal.iter().filter(|&&steal| steal > STEAL_LIMIT).count())
+        self.rows.get(&figure).map_or(0, |row| row.disturbed.iter().filter(|&&it| it).count())
     }
 }
 
@@ -300,8 +297,8 @@ pub fn check() {
     assert_eq!(quantile::<u32>(&[], 500), None);
     let mut samples = Samples::new(2, 3);
     for (round, (one, other)) in [(2.0, 1.0), (9.0, 3.0), (4.0, 4.0)].into_iter().enumerate() {
-        samples.put(Figure::Connections, 0, round, one, 0.0);
-        samples.put(Figure::Connections, 1, round, other, if round == 1 { 0.5 } else { 0.0 });
+        samples.put(Figure::Connections, 0, round, one, false);
+        samples.put(Figure::Connections, 1, round, other, round == 1);
     }
     // 2, 3 and 1: the median of the ratios, not the ratio of the medians.
     let expected = Spread { median: 2.0, min: 1.0, max: 3.0 };

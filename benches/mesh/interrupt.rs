@@ -18,10 +18,10 @@ pub struct Due {
     pub restore: Option<(&'static str, String)>,
     /// Our children that nobody has waited for, so that their ids are still theirs.
     pub proxies: Vec<u32>,
-    place: PathBuf,
+    place: Option<PathBuf>,
 }
 
-static DUE: Mutex<Due> = Mutex::new(Due { restore: None, proxies: Vec::new(), place: PathBuf::new() });
+static DUE: Mutex<Due> = Mutex::new(Due { restore: None, proxies: Vec::new(), place: None });
 
 /// What is due, to change it.
 pub fn due() -> MutexGuard<'static, Due> {
@@ -31,7 +31,7 @@ pub fn due() -> MutexGuard<'static, Due> {
 
 /// Takes SIGINT, SIGTERM and SIGHUP over, for this thread and all that it will start.
 pub fn install(place: &Path) -> io::Result<()> {
-    due().place = place.to_owned();
+    due().place = Some(place.to_owned());
     let mut signals = SigSet::empty();
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         signals.add(signal);
@@ -48,7 +48,9 @@ pub fn install(place: &Path) -> io::Result<()> {
         if let Some((file, content)) = due.restore.take() {
             let _ = std::fs::write(file, content);
         }
-        let _ = std::fs::remove_dir_all(&due.place);
+        if let Some(place) = &due.place {
+            let _ = std::fs::remove_dir_all(place);
+        }
         std::process::exit(INTERRUPTED);
     })?;
     Ok(())

@@ -4,7 +4,9 @@ use std::fs;
 use std::io;
 use std::time::Duration;
 
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::unistd::Pid;
 
 use crate::interrupt;
 use crate::wanted::Wanted;
@@ -60,28 +62,100 @@ pub fn allow_open_files() -> io::Result<()> {
     Ok(())
 }
 
-/// The machine's time so far, in units that do not matter.
+/// Above this share of the machine's time, what others took disturbs a measurement.
+pub const NOISE_LIMIT: f64 = 0.06;
+
+/// The machine's time so far, in units of 1/USER_HZ.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Ticks {
     steal: u64,
+    work: u64,
+    ours: u64,
     total: u64,
 }
 
+/// Shares of the machine's time that were not ours.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Noise {
+    /// What the hypervisor gave to other guests.
+    pub steal: f64,
+    /// What processes took that belong neither to the bench nor to a variant.
+    pub others: f64,
+}
+
 impl Ticks {
-    /// Reads the first line of `/proc/stat`; all zero where it cannot be read.
-    pub fn now() -> Self {
+    /// Reads `/proc/stat`, and what this process and `proxies` have used; zero is what cannot be read.
+    pub fn now(proxies: impl IntoIterator<Item = u32>) -> Self {
         let text = fs::read_to_string("/proc/stat").unwrap_or_default();
         let fields = text.lines().next().unwrap_or_default().split_whitespace().skip(1);
         // user nice system idle iowait irq softirq steal; guest time after them is in user time already.
         let fields: Vec<u64> = fields.take(8).filter_map(|field| field.parse().ok()).collect();
-        Self { steal: fields.get(7).copied().unwrap_or(0), total: fields.iter().sum() }
+        let ours = proxies.into_iter().chain([std::process::id()]);
+        Self {
+            steal: fields.get(7).copied().unwrap_or(0),
+            // Without interrupts: some kernels charge them to a process and others to nobody.
+            work: fields.iter().take(3).sum(),
+            ours: ours.filter_map(|pid| ticks(pid).ok()).sum(),
+            total: fields.iter().sum(),
+        }
     }
 
-    /// The share of all time since `earlier` that the hypervisor gave to others.
-    pub fn steal_since(&self, earlier: &Self) -> f64 {
-        let total = self.total.saturating_sub(earlier.total);
-        if total == 0 { 0.0 } else { self.steal.saturating_sub(earlier.steal) as f64 / total as f64 }
+    /// What has been taken since `earlier`.
+    pub fn noise_since(&self, earlier: &Self) -> Noise {
+        let total = self.total.saturating_sub(earlier.total).max(1) as f64;
+        let (work, ours) = (self.work.saturating_sub(earlier.work), self.ours.saturating_sub(earlier.ours));
+        Noise {
+            steal: self.steal.saturating_sub(earlier.steal) as f64 / total,
+            others: work.saturating_sub(ours) as f64 / total,
+        }
     }
+}
+
+impl Noise {
+    /// The worse of both, each by itself.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self { steal: self.steal.max(other.steal), others: self.others.max(other.others) }
+    }
+
+    /// The larger share.
+    pub fn level(&self) -> f64 {
+        self.steal.max(self.others)
+    }
+
+    /// Whether it says something against what was measured meanwhile.
+    pub fn disturbs(&self) -> bool {
+        self.level() > NOISE_LIMIT
+    }
+}
+
+/// The CPU time of a process in units of 1/USER_HZ, with that of threads that have ended.
+fn ticks(pid: u32) -> io::Result<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name, in parentheses, may contain spaces; utime and stime are fields 14 and 15.
+    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    Ok(after_name.split_whitespace().skip(11).take(2).filter_map(|it| it.parse::<u64>().ok()).sum())
+}
+
+/// Which end of a connection a thread is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    Client,
+    Server,
+}
+
+/// Keeps this thread, and those it starts, on a core that the other end's are not on, as on two nodes. Without it the
+/// scheduler has both ends of a bare connection on one core or on two, as it likes, and their latency differs threefold.
+pub fn pin(end: End) -> io::Result<()> {
+    let mine = sched_getaffinity(Pid::from_raw(0))?;
+    let mut allowed = (0..CpuSet::count()).filter(|&cpu| mine.is_set(cpu) == Ok(true));
+    let cpu = match end {
+        End::Client => allowed.next(),
+        End::Server => allowed.next_back(),
+    };
+    let mut only = CpuSet::new();
+    only.set(cpu.expect("this thread runs somewhere"))?;
+    Ok(sched_setaffinity(Pid::from_raw(0), &only)?)
 }
 
 /// The CPU time a process has used, with that of the threads it has now.
@@ -99,12 +173,8 @@ pub fn cpu(pid: u32) -> io::Result<Duration> {
     if threads > 0 {
         return Ok(Duration::from_nanos(nanoseconds));
     }
-    // A kernel without schedstat. The name, in parentheses, may contain spaces; utime and stime are fields 14 and 15.
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-    let ticks: u64 =
-        after_name.split_whitespace().skip(11).take(2).filter_map(|it| it.parse::<u64>().ok()).sum();
-    Ok(Duration::from_millis(ticks * 1000 / USER_HZ))
+    // A kernel without schedstat.
+    Ok(Duration::from_millis(ticks(pid)? * 1000 / USER_HZ))
 }
 
 /// What a process has of the machine's memory, in KiB.

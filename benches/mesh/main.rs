@@ -34,9 +34,9 @@ use adit::net::Netns;
 use clap::Parser as _;
 use nix::sys::signal::Signal;
 
-use figures::{STEAL_LIMIT, Samples};
+use figures::Samples;
 use load::{Job, Measured};
-use machine::Ticks;
+use machine::{Noise, Ticks};
 use stage::{Stage, Variant};
 use wanted::Wanted;
 
@@ -97,7 +97,7 @@ fn run(wanted: &Wanted) -> Result<Vec<String>, String> {
             tell(round, wanted.rounds, job, &variants, &row);
             for (variant, measured) in row.measured.into_iter().enumerate() {
                 for (figure, value) in measured.values {
-                    samples.put(figure, variant, round, value, row.steal);
+                    samples.put(figure, variant, round, value, row.noise.disturbs());
                 }
                 if let Some(complaint) = measured.complaint {
                     complaints.push(format!(
@@ -109,7 +109,7 @@ fn run(wanted: &Wanted) -> Result<Vec<String>, String> {
                 }
             }
             if let (Job::Ping(pace), Some(bare)) = (job, variants.iter().position(Variant::is_bare)) {
-                samples.add_to(*pace, bare, round, row.steal);
+                samples.add_to(*pace, bare, round, row.noise.disturbs());
             }
         }
         end(stages);
@@ -164,19 +164,19 @@ fn end(stages: Vec<Stage>) {
 struct Row {
     /// In the order of the variants.
     measured: Vec<Measured>,
-    /// The largest share of the machine's time that the hypervisor took during one of them.
-    steal: f64,
+    /// What disturbed the most disturbed of them.
+    noise: Noise,
 }
 
-/// Measures once, and again as often as is wanted while the hypervisor takes too much; keeps the quietest.
+/// Measures once, and again as often as is wanted while others take too much; keeps the quietest.
 fn measure_quietly(wanted: &Wanted, job: &Job, stages: &[Stage], order: &[usize]) -> Row {
     let mut best = measure(wanted, job, stages, order);
     for _ in 0..wanted.repeat {
-        if best.steal <= STEAL_LIMIT || matches!(job, Job::Memory { .. }) {
+        if !best.noise.disturbs() || matches!(job, Job::Memory { .. }) {
             break;
         }
         let next = measure(wanted, job, stages, order);
-        if next.steal < best.steal {
+        if next.noise.level() < best.noise.level() {
             best = next;
         }
     }
@@ -184,17 +184,19 @@ fn measure_quietly(wanted: &Wanted, job: &Job, stages: &[Stage], order: &[usize]
 }
 
 fn measure(wanted: &Wanted, job: &Job, stages: &[Stage], order: &[usize]) -> Row {
-    let mut row = Row { measured: stages.iter().map(|_| Measured::default()).collect(), steal: 0.0 };
+    let mut row =
+        Row { measured: stages.iter().map(|_| Measured::default()).collect(), noise: Noise::default() };
+    let proxies = || stages.iter().flat_map(Stage::pids);
     if let Job::Memory { connections } = job {
-        let before = Ticks::now();
+        let before = Ticks::now(proxies());
         row.measured = load::idle::measure(stages, *connections, wanted.settle());
-        row.steal = Ticks::now().steal_since(&before);
+        row.noise = Ticks::now(proxies()).noise_since(&before);
         return row;
     }
     for &nth in order {
-        let before = Ticks::now();
+        let before = Ticks::now(proxies());
         row.measured[nth] = job.measure(&stages[nth], &wanted.window());
-        row.steal = row.steal.max(Ticks::now().steal_since(&before));
+        row.noise = row.noise.or(Ticks::now(proxies()).noise_since(&before));
         // What is left of the last one's connections ends by itself.
         std::thread::sleep(Duration::from_millis(50));
     }
@@ -210,6 +212,7 @@ fn tell(round: usize, rounds: usize, job: &Job, variants: &[Variant], row: &Row)
             .map_or("-".to_owned(), |(figure, value)| format!("{} {}", table::number(*value), figure.unit()));
         line.push_str(&format!("  {} {value:<14}", variant.name));
     }
-    let mark = if row.steal > STEAL_LIMIT { " *" } else { "" };
-    println!("{line}  steal {:.1} %{mark}", row.steal * 100.0);
+    let Noise { steal, others } = row.noise;
+    let mark = if row.noise.disturbs() { " *" } else { "" };
+    println!("{line}  steal {:.1} %, others {:.1} %{mark}", steal * 100.0, others * 100.0);
 }

@@ -71,7 +71,7 @@ pub struct Stage {
     client: Pod,
     server: Pod,
     outside: Pod,
-    _world: World,
+    world: World,
 }
 
 /// Which pod is called.
@@ -105,7 +105,7 @@ impl Stage {
             client,
             server,
             outside,
-            _world: world,
+            world,
         };
         if let Some(program) = &variant.program {
             stage.start(variant, program, place)?;
@@ -120,7 +120,7 @@ impl Stage {
         for (side, pod) in [(Side::One, &self.client), (Side::Two, &self.server)] {
             let agent = Agent::listen(&place.join(format!("{side}.sock")))?;
             let launch = variant.launch(program, side, agent.path(), &mesh, &place.join("ca"));
-            let mut proxy = launch.start(self._world.node(side))?;
+            let mut proxy = launch.start(self.world.node(side))?;
             interrupt::due().proxies.push(proxy.pid());
             pod.install_rules()?;
             let session = greeted(&agent, &mut proxy)?;
@@ -135,6 +135,11 @@ impl Stage {
     /// The proxy of a node; none has one when the pods are bare.
     pub fn proxy(&self, side: Side) -> Option<&Proxy> {
         self.proxies.get(usize::from(side == Side::Two))
+    }
+
+    /// The process ids of its proxies.
+    pub fn pids(&self) -> impl Iterator<Item = u32> {
+        self.proxies.iter().map(Proxy::pid)
     }
 
     /// The pod that calls.
@@ -182,7 +187,7 @@ impl Stage {
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        let pids: Vec<u32> = self.proxies.iter().map(Proxy::pid).collect();
+        let pids: Vec<u32> = self.pids().collect();
         // From here on they are waited for; should this process end meanwhile, they end with it all the same.
         interrupt::due().proxies.retain(|pid| !pids.contains(pid));
         for proxy in &self.proxies {

@@ -15,7 +15,7 @@ const END: &str = "<!-- end -->";
 const PAGE: &str = "performance.md";
 const SVG: &str = "performance.svg";
 const LEGEND: &str = "Medians of the rounds (least–most). A ratio is the median of each round's own ratio. \
-                      * and a number: so many rounds had more than 6 % steal.";
+                      *n: in n rounds steal or foreign processes took more than 6 % of the machine.";
 
 /// One variant divided by another.
 struct Ratio {
@@ -132,7 +132,7 @@ pub fn markdown(
     }
     let (details, main): (Vec<_>, Vec<_>) = samples.figures().partition(Figure::is_detail);
     let _ = writeln!(out, "\n{}", table(samples, variants, &main));
-    let _ = writeln!(out, "↑ more is better, ↓ less is. {}", LEGEND.replace("* and", "\\* and"));
+    let _ = writeln!(out, "↑ more is better, ↓ less is. {}", LEGEND.replace('*', "\\*"));
     if !details.is_empty() {
         let _ = writeln!(out, "\n<details><summary>Each proxy by itself</summary>\n");
         let _ = writeln!(out, "{}</details>", table(samples, variants, &details));

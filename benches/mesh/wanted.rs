@@ -43,7 +43,7 @@ pub struct Wanted {
     /// Congestion control of every namespace; reno where the machine does not have this one.
     #[arg(long, default_value = "cubic")]
     pub congestion: String,
-    /// How often a measurement is repeated while the hypervisor takes more than 6 % of the machine. The quietest counts.
+    /// How often a measurement is repeated while steal or foreign processes take more than 6 % of the machine. The quietest counts.
     #[arg(long, default_value_t = 0)]
     pub repeat: u32,
     /// Write performance.md (only between its markers, if it is there) and performance.svg into this directory.
@@ -140,7 +140,7 @@ impl Wanted {
             self.seconds
         );
         if self.repeat > 0 {
-            text.push_str(&format!(", repeated up to {} times under steal", self.repeat));
+            text.push_str(&format!(", repeated up to {} times when disturbed", self.repeat));
         }
         for pair in &self.env {
             text.push_str(&format!(", {pair}"));

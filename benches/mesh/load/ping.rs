@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use super::{Measured, Pace, Window};
 use crate::figures::{Figure, Mark, quantile};
-use crate::stage::{Called, Pair, Stage};
+use crate::machine::{End, pin};
+use crate::stage::{Called, Stage};
 
 const MESSAGE: [u8; 64] = [0x70; 64];
 
@@ -77,16 +78,20 @@ pub fn open(stage: &Stage, window: &Window, rate: u32) -> io::Result<Measured> {
     Ok(measured(Pace::Rate(rate), latencies))
 }
 
-/// Lends `client` a connection whose server sends back what it gets.
-fn with_echo<T>(stage: &Stage, client: impl FnOnce(&TcpStream) -> io::Result<T>) -> io::Result<T> {
+/// Lends `client` a connection whose server sends back what it gets. The two never share a core.
+fn with_echo<T: Send>(
+    stage: &Stage,
+    client: impl FnOnce(&TcpStream) -> io::Result<T> + Send,
+) -> io::Result<T> {
     let (listener, to) = stage.listen(Called::Server)?;
     let pair = stage.connect(&listener, to)?;
     drop(listener);
     thread::scope(|scope| {
         // It ends with the connection; what broke it shows at the client.
-        let _ = scope.spawn(|| echo(&pair.server));
-        let result = client(&pair.client);
-        Pair::cut(&pair);
+        let _ = scope.spawn(|| pin(End::Server).and_then(|()| echo(&pair.server)));
+        let client = scope.spawn(|| pin(End::Client).and_then(|()| client(&pair.client)));
+        let result = client.join().expect("the client returns its errors");
+        pair.cut();
         result
     })
 }
