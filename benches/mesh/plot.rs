@@ -1,5 +1,5 @@
-//! The result as a picture: a panel per figure, in it a bar per variant from zero to the median, and a line from the
-//! least to the most of the rounds.
+//! The result as a picture: a panel per figure, in it a dot per variant at the median of the rounds, and whiskers from
+//! the least to the most of them. Every scale begins at zero, so that distances compare as ratios do.
 
 use std::fmt::Write as _;
 
@@ -8,15 +8,17 @@ use crate::stage::Variant;
 use crate::table::number;
 
 const COLUMNS: usize = 3;
+/// Variants `.v0` to `.v4` of the style; more than these begin again.
+const COLOURS: usize = 5;
 const WIDTH: f64 = 1000.0;
 const MARGIN: f64 = 20.0;
 const PANEL: f64 = (WIDTH - 2.0 * MARGIN) / 3.0;
 /// From the left edge of a panel to zero, and from zero to the largest value.
 const NAMES: f64 = 72.0;
 const PLOT: f64 = 170.0;
-/// Heights: what is above the first bar, one bar with its surroundings, what is below the last.
+/// Heights: what is above the first row, a variant's row, what is below the last.
 const HEAD: f64 = 46.0;
-const BAR: f64 = 20.0;
+const ROW: f64 = 20.0;
 const FOOT: f64 = 34.0;
 
 const STYLE: &str = "
@@ -25,22 +27,26 @@ const STYLE: &str = "
     .small { font-size: 11px; fill: #57606a; }
     .bold { font-weight: 600; font-size: 13px; }
     .axis { stroke: #8c959f; fill: none; }
-    .spread { stroke: #1f2328; stroke-width: 1.5; fill: none; }
-    .v0 { fill: #afb8c1; } .v1 { fill: #2da44e; } .v2 { fill: #bf8700; } .v3 { fill: #218bff; } .v4 { fill: #a475f9; }
+    .guide { stroke: #d8dee4; fill: none; stroke-dasharray: 1 3; }
+    .spread { stroke: currentColor; stroke-width: 2; fill: none; }
+    circle { fill: currentColor; }
+    .v0 { color: #6e7781; } .v1 { color: #1a7f37; } .v2 { color: #bc4c00; }
+    .v3 { color: #0969da; } .v4 { color: #8250df; }
     @media (prefers-color-scheme: dark) {
       .page { fill: #0d1117; stroke: #30363d; }
       text { fill: #e6edf3; }
       .small { fill: #9da7b1; }
       .axis { stroke: #6e7681; }
-      .spread { stroke: #e6edf3; }
-      .v0 { fill: #6e7681; } .v1 { fill: #2ea043; } .v2 { fill: #9e6a03; } .v3 { fill: #1f6feb; } .v4 { fill: #8957e5; }
+      .guide { stroke: #30363d; }
+      .v0 { color: #9da7b1; } .v1 { color: #3fb950; } .v2 { color: #f0883e; }
+      .v3 { color: #58a6ff; } .v4 { color: #bc8cff; }
     }
   ";
 
 /// The whole picture: light or dark as its reader's system is, without scripts.
 pub fn svg(samples: &Samples, variants: &[Variant]) -> String {
     let figures: Vec<Figure> = samples.figures().filter(Figure::is_plotted).collect();
-    let panel_height = HEAD + BAR * variants.len() as f64 + FOOT;
+    let panel_height = HEAD + ROW * variants.len() as f64 + FOOT;
     let height = 2.0 * MARGIN + panel_height * figures.len().div_ceil(COLUMNS) as f64;
     let mut out = String::new();
     // Writing to a String cannot fail; so below.
@@ -50,8 +56,8 @@ pub fn svg(samples: &Samples, variants: &[Variant]) -> String {
          role=\"img\" aria-labelledby=\"title desc\" font-family=\"system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif\" \
          font-size=\"12\">\n  \
          <title id=\"title\">The mesh, measured from outside</title>\n  \
-         <desc id=\"desc\">One panel per figure of the table in performance.md: a bar from zero to the median, a line from \
-         the least to the most of the rounds, for {}.</desc>\n  \
+         <desc id=\"desc\">One panel per figure of the table in performance.md: a dot at the median and whiskers \
+         from the least to the most of the rounds, for {}.</desc>\n  \
          <style>{STYLE}</style>\n  \
          <rect class=\"page\" x=\"0.5\" y=\"0.5\" width=\"{}\" height=\"{}\" rx=\"10\"/>",
         escaped(&variants.iter().map(|it| it.name.as_str()).collect::<Vec<_>>().join(", ")),
@@ -94,7 +100,7 @@ fn panel(out: &mut String, samples: &Samples, variants: &[Variant], figure: Figu
         escaped(&unit)
     );
     for (nth, (variant, spread)) in variants.iter().zip(&spreads).enumerate() {
-        let y = top + HEAD + BAR * nth as f64;
+        let y = top + HEAD + ROW * nth as f64;
         let base = y + 13.0;
         let name: String = variant.name.chars().take(10).collect();
         let _ = writeln!(
@@ -108,21 +114,19 @@ fn panel(out: &mut String, samples: &Samples, variants: &[Variant], figure: Figu
                 writeln!(out, "  <text class=\"small\" x=\"{:.1}\" y=\"{base:.1}\">none</text>", zero + 6.0);
             continue;
         };
-        let (from, to) = (x(median.min(0.0)), x(median.max(0.0)));
-        let _ = writeln!(
-            out,
-            "  <rect class=\"v{}\" x=\"{from:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"14\"/>",
-            nth % 5,
-            y + 2.0,
-            to - from
-        );
         let middle = y + 9.0;
+        let colour = nth % COLOURS;
         let _ = writeln!(
             out,
-            "  <path class=\"spread\" d=\"M{0:.1} {middle:.1} H{1:.1} M{0:.1} {2:.1} v8 M{1:.1} {2:.1} v8\"/>",
+            "  <path class=\"guide\" d=\"M{:.1} {middle:.1} H{:.1}\"/>\n  \
+             <path class=\"spread v{colour}\" d=\"M{2:.1} {middle:.1} H{3:.1} M{2:.1} {4:.1} v8 M{3:.1} {4:.1} v8\"/>\n  \
+             <circle class=\"v{colour}\" cx=\"{5:.1}\" cy=\"{middle:.1}\" r=\"4.5\"/>",
+            x(0.0),
+            x(min),
             x(min),
             x(max),
-            middle - 4.0
+            middle - 4.0,
+            x(median)
         );
         let _ = writeln!(
             out,
@@ -131,7 +135,7 @@ fn panel(out: &mut String, samples: &Samples, variants: &[Variant], figure: Figu
             number(median)
         );
     }
-    let bottom = top + HEAD + BAR * variants.len() as f64 + 2.0;
+    let bottom = top + HEAD + ROW * variants.len() as f64 + 2.0;
     let _ = writeln!(
         out,
         "  <path class=\"axis\" d=\"M{0:.1} {1:.1} V{bottom:.1} H{2:.1}\"/>",
