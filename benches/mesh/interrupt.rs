@@ -1,12 +1,12 @@
-//! An orderly end on Ctrl-C: proxies killed, the host's setting restored, the directory removed. The namespaces go with
-//! this process.
+//! An orderly end on Ctrl-C: the host's setting restored, the directory removed. Proxies die with the threads that
+//! started them, so with this process, and the namespaces with the last of both. No process is ended by its id here:
+//! an id that nobody waits for any more may be somebody else's.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use nix::sys::signal::{SigSet, Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::{SigSet, Signal};
 
 /// Exit code of a process that was interrupted (128 + SIGINT).
 const INTERRUPTED: i32 = 130;
@@ -16,16 +16,14 @@ const INTERRUPTED: i32 = 130;
 pub struct Due {
     /// A file of the host and what to write back to it.
     pub restore: Option<(&'static str, String)>,
-    /// Our children that nobody has waited for, so that their ids are still theirs.
-    pub proxies: Vec<u32>,
     place: Option<PathBuf>,
 }
 
-static DUE: Mutex<Due> = Mutex::new(Due { restore: None, proxies: Vec::new(), place: None });
+static DUE: Mutex<Due> = Mutex::new(Due { restore: None, place: None });
 
 /// What is due, to change it.
 pub fn due() -> MutexGuard<'static, Due> {
-    // Every change is one assignment or one push, so a panic leaves it whole.
+    // Every change is one assignment, so a panic leaves it whole.
     DUE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -42,9 +40,6 @@ pub fn install(place: &Path) -> io::Result<()> {
         // Held to the end, so that nothing new becomes due.
         let mut due = due();
         eprintln!("mesh: interrupted; everything is being removed");
-        for pid in due.proxies.iter().filter_map(|pid| i32::try_from(*pid).ok()) {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-        }
         if let Some((file, content)) = due.restore.take() {
             let _ = std::fs::write(file, content);
         }

@@ -9,8 +9,7 @@ use std::time::{Duration, Instant};
 use adit::lab::{self, Agent, Error, Launch, Membership, MeshFile, Pod, Proxy, Session, Side, World};
 use adit::net::Netns;
 use nix::sys::signal::Signal;
-
-use crate::interrupt;
+use socket2::{Domain, SockRef, Socket, Type};
 
 /// What may take a moment on a busy machine; also how long any read or write of an application may block.
 pub const SOON: Duration = Duration::from_secs(20);
@@ -121,7 +120,6 @@ impl Stage {
             let agent = Agent::listen(&place.join(format!("{side}.sock")))?;
             let launch = variant.launch(program, side, agent.path(), &mesh, &place.join("ca"));
             let mut proxy = launch.start(self.world.node(side))?;
-            interrupt::due().proxies.push(proxy.pid());
             pod.install_rules()?;
             let session = greeted(&agent, &mut proxy)?;
             session.snapshot([pod])?;
@@ -159,7 +157,7 @@ impl Stage {
     pub fn listen(&self, called: Called) -> io::Result<(TcpListener, SocketAddr)> {
         let pod = self.called(called);
         let listener = lab::listen_for(pod.netns(), PORT)?;
-        socket2::SockRef::from(&listener).set_read_timeout(Some(SOON))?;
+        SockRef::from(&listener).set_read_timeout(Some(SOON))?;
         Ok((listener, pod.at(PORT)))
     }
 
@@ -178,6 +176,19 @@ impl Stage {
         Ok(Pair { client, server })
     }
 
+    /// What a socket made now would use, asked of one in each pod and on each node.
+    pub fn congestion(&self) -> io::Result<Vec<String>> {
+        let pods = [&self.client, &self.server, &self.outside].map(Pod::netns);
+        let nodes = Side::BOTH.map(|side| self.world.node(side).netns());
+        let in_force = |netns: &Netns| {
+            let name = netns.run(|| Socket::new(Domain::IPV4, Type::STREAM, None)?.tcp_congestion())?;
+            // The kernel fills the rest of the buffer with zeros.
+            let name: Vec<u8> = name.into_iter().take_while(|&byte| byte != 0).collect();
+            Ok(String::from_utf8_lossy(&name).into_owned())
+        };
+        pods.into_iter().chain(nodes).map(in_force).collect()
+    }
+
     /// What the proxies said last, for complaints.
     pub fn last_words(&self) -> String {
         let words = Side::BOTH.map(|side| self.proxy(side).map(|it| format!("{side}: {}", it.log().last(3))));
@@ -187,9 +198,7 @@ impl Stage {
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        let pids: Vec<u32> = self.pids().collect();
-        // From here on they are waited for; should this process end meanwhile, they end with it all the same.
-        interrupt::due().proxies.retain(|pid| !pids.contains(pid));
+        // Both at once, so that the two drains overlap; dropping each then waits for it.
         for proxy in &self.proxies {
             let _ = proxy.signal(Signal::SIGTERM);
         }
