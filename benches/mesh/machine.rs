@@ -201,7 +201,7 @@ impl Memory {
 }
 
 /// What somebody must know to judge the figures, one line each.
-pub fn conditions(congestion: &str, wanted: &Wanted) -> Vec<String> {
+pub fn conditions(wanted: &Wanted) -> Vec<String> {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
     let cpuinfo = read("/proc/cpuinfo");
     let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
@@ -210,7 +210,6 @@ pub fn conditions(congestion: &str, wanted: &Wanted) -> Vec<String> {
     let today = time::OffsetDateTime::now_utc().date();
     vec![
         format!("adit {} on {today}, {}", env!("CARGO_PKG_VERSION"), wanted.summary()),
-        format!("congestion control {congestion} in every namespace"),
         format!("Linux {}, {cores} cores, {model}", read("/proc/sys/kernel/osrelease")),
     ]
 }

@@ -12,7 +12,7 @@
 //! - `passthrough`: the same for one stream from a captured pod to one outside the mesh.
 //! - `connections`: connect, request, answer, close: how many per second, how long, CPU µs each.
 //!
-//! Words on the command line choose measurements by a part of their name; `--help` says what else there is.
+//! Words on the command line, or `--only`, choose measurements by a part of their name; `--help` says what else there is.
 //! `docs/performance.md` says how to read the result. Needs root; without it the bench says that it did not run.
 
 mod figures;
@@ -78,8 +78,8 @@ fn run(wanted: &Wanted) -> Result<Vec<String>, String> {
     let mut samples = Samples::new(variants.len(), wanted.rounds);
     let mut complaints = Vec::new();
     let congestion = machine::Allowed::lift(&wanted.congestion).map_or("reno", |_| &wanted.congestion);
-    let conditions = machine::conditions(congestion, wanted);
-    println!("{}\n", conditions.join("\n"));
+    let mut conditions = machine::conditions(wanted);
+    let mut noises = Vec::new();
     for round in 0..wanted.rounds {
         let order = rotated(variants.len(), round);
         let place = place.path().join(round.to_string());
@@ -92,6 +92,16 @@ fn run(wanted: &Wanted) -> Result<Vec<String>, String> {
                 break;
             }
         };
+        let in_force = in_force(&stages).map_err(|cause| format!("asking sockets: {cause}"))?;
+        if round == 0 {
+            conditions.push(format!("TCP_CONGESTION of sockets in every pod and on every node: {in_force}"));
+            println!("{}\n", conditions.join("\n"));
+        }
+        if in_force != congestion {
+            complaints.push(format!("round {}: {congestion} was chosen, {in_force} is used", round + 1));
+        }
+        let proxies = || stages.iter().flat_map(Stage::pids);
+        let before = Ticks::now(proxies());
         for job in &jobs {
             let row = measure_quietly(wanted, job, &stages, &order);
             tell(round, wanted.rounds, job, &variants, &row);
@@ -112,8 +122,11 @@ fn run(wanted: &Wanted) -> Result<Vec<String>, String> {
                 samples.add_to(*pace, bare, round, row.noise.disturbs());
             }
         }
+        noises.push(told(Ticks::now(proxies()).noise_since(&before)));
+        println!("round {}/{}  the whole of it: {}", round + 1, wanted.rounds, noises[round]);
         end(stages);
     }
+    conditions.push(format!("the rounds: {}", noises.join("; ")));
     println!("\n{}", table::terminal(&samples, &variants));
     for complaint in &complaints {
         println!("! {complaint}");
@@ -151,6 +164,17 @@ fn stages(
         stages[nth] = Some(stage);
     }
     Ok(stages.into_iter().flatten().collect())
+}
+
+/// The congestion control that sockets of all these meshes have; several names where they differ.
+fn in_force(stages: &[Stage]) -> io::Result<String> {
+    let mut names = Vec::new();
+    for stage in stages {
+        names.extend(stage.congestion()?);
+    }
+    names.sort_unstable();
+    names.dedup();
+    Ok(names.join(", "))
 }
 
 /// Takes every mesh down; the drains overlap.
@@ -212,7 +236,11 @@ fn tell(round: usize, rounds: usize, job: &Job, variants: &[Variant], row: &Row)
             .map_or("-".to_owned(), |(figure, value)| format!("{} {}", table::number(*value), figure.unit()));
         line.push_str(&format!("  {} {value:<14}", variant.name));
     }
-    let Noise { steal, others } = row.noise;
-    let mark = if row.noise.disturbs() { " *" } else { "" };
-    println!("{line}  steal {:.1} %, others {:.1} %{mark}", steal * 100.0, others * 100.0);
+    println!("{line}  {}", told(row.noise));
+}
+
+/// What others took, marked when it is too much.
+fn told(noise: Noise) -> String {
+    let mark = if noise.disturbs() { " *" } else { "" };
+    format!("steal {:.1} %, others {:.1} %{mark}", noise.steal * 100.0, noise.others * 100.0)
 }

@@ -12,6 +12,9 @@ use crate::stage::{Program, Variant};
 pub struct Wanted {
     /// Measure only what has one of these in its name: memory, ping/closed, ping/1000, bulk/8/up, passthrough …
     names: Vec<String>,
+    /// The same, separated by commas: --only ping,bulk/8.
+    #[arg(long, value_name = "NAME,NAME", value_delimiter = ',')]
+    only: Vec<String>,
     /// How often everything is measured.
     #[arg(long, default_value_t = 5)]
     pub rounds: usize,
@@ -86,9 +89,8 @@ impl Wanted {
         let load = |streams: usize, way| Job::Bulk(Load { streams: streams.max(1), way });
         jobs.extend(self.streams.iter().flat_map(|&streams| Way::BOTH.map(|way| load(streams, way))));
         jobs.extend([Job::Passthrough, Job::Connections]);
-        jobs.retain(|job| {
-            self.names.is_empty() || self.names.iter().any(|name| job.name().contains(name.as_str()))
-        });
+        let names = || self.names.iter().chain(&self.only);
+        jobs.retain(|job| names().count() == 0 || names().any(|name| job.name().contains(name.as_str())));
         jobs
     }
 
