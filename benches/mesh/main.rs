@@ -66,6 +66,7 @@ fn run(wanted: &Wanted) -> Result<Vec<String>, String> {
     }
     let variants = wanted.variants()?;
     let jobs = wanted.jobs();
+    wanted.must_mean_something(&jobs)?;
     if jobs.is_empty() {
         println!("mesh: nothing to measure is called that");
         return Ok(Vec::new());

@@ -94,6 +94,14 @@ impl Wanted {
         jobs
     }
 
+    /// Complains of a name after `--only` that none of `jobs` has. Words without it may be meant for another bench.
+    pub fn must_mean_something(&self, jobs: &[Job]) -> Result<(), String> {
+        match self.only.iter().find(|name| !jobs.iter().any(|job| job.name().contains(name.as_str()))) {
+            Some(name) => Err(format!("nothing to measure has {name:?} in its name")),
+            None => Ok(()),
+        }
+    }
+
     /// Who is measured, in the order of the table.
     pub fn variants(&self) -> Result<Vec<Variant>, String> {
         let pair = |text: &str| match text.split_once('=') {
