@@ -12,7 +12,7 @@ export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER = sudo -E
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER = sudo -E
 endif
 
-.PHONY: help demo test conformance check bench bench-smoke fuzz release
+.PHONY: help demo test conformance check bench bench-mesh bench-smoke fuzz release
 
 help:
 	@echo "make demo         build a two-node mesh on this machine and carry real traffic through it"
@@ -21,6 +21,7 @@ help:
 	@echo "make check        format, lints and documentation, warnings denied"
 	@echo "make fuzz         bytes of hostile peers: TARGET=hpack|http2|http2_state|records|record_state SECONDS=60"
 	@echo "make bench        the benches; read what each asks at the top of its file"
+	@echo "make bench-mesh   the whole mesh against no mesh and another carrier: ROUNDS=5 SECONDS=3 ARGS='--only bulk --write docs'"
 	@echo "make bench-smoke  each bench once, to see that it runs"
 	@echo "make release      the binary as it is shipped: target/release/adit"
 
@@ -46,12 +47,17 @@ check:
 
 # One target of fuzz/ for some seconds. `cargo install cargo-fuzz` brings the tool; the variable lets a stable compiler use sanitizers.
 TARGET ?= http2
-SECONDS ?= 60
 fuzz:
-	RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --fuzz-dir fuzz $(TARGET) -- -max_total_time=$(SECONDS) -max_len=4096
+	RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --fuzz-dir fuzz $(TARGET) -- -max_total_time=$(or $(SECONDS),60) -max_len=4096
 
 bench:
 	$(CARGO) bench --features testing
+
+# Built as it is shipped, unless a PROFILE is given. `make bench-mesh ARGS=--help` lists what ARGS may say.
+bench-mesh:
+	@tools/setup.sh demo
+	$(CARGO) bench --bench mesh $(if $(filter-out file,$(origin PROFILE)),--profile $(PROFILE)) -- \
+		$(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
 
 bench-smoke:
 	$(CARGO) bench --profile $(PROFILE) --features testing -- --test

@@ -1,8 +1,8 @@
 //! A two-node mesh on one machine: network namespaces, a wire, rules, a node agent and real adit processes.
 //!
-//! `adit demo` and the end-to-end tests stand on it. A [`World`] is the hardware: a bridge, two nodes and their
-//! pods, all in namespaces that only this process holds, so that they end with it, however it ends. A
-//! [`MeshFile`] tells the proxies who lives there, an [`Agent`] per node hands them the pods, a [`Proxy`] is one
+//! `adit demo`, the end-to-end tests and the mesh bench stand on it. A [`World`] is the hardware: a bridge, two
+//! nodes and their pods, all in namespaces that only this process holds, so that they end with it, however it ends.
+//! A [`MeshFile`] tells the proxies who lives there, an [`Agent`] per node hands them the pods, a [`Proxy`] is one
 //! real `adit` process on its node. [`Server`] and [`dial`] are the applications, and a [`Capture`] on the
 //! wire says what an eavesdropper would have seen.
 //!

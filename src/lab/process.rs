@@ -69,6 +69,13 @@ impl Launch {
         self
     }
 
+    /// Replaces all arguments, for programs that are not started as ztunnel is.
+    #[must_use]
+    pub fn arguments(mut self, arguments: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
+        self.arguments = arguments.into_iter().map(Into::into).collect();
+        self
+    }
+
     /// Takes one variable away.
     #[must_use]
     pub fn without(mut self, name: &str) -> Self {
