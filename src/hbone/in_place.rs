@@ -21,7 +21,7 @@ mod transmit;
 use std::cell::{Cell, RefCell};
 use std::net::TcpStream as StdStream;
 use std::pin::{Pin, pin};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -83,7 +83,8 @@ fn start(
 
 /// One tunnel, as client. Lives on one worker; clones of its `Rc` are its users.
 pub(super) struct Tunnel {
-    connection: Rc<Connection>,
+    /// Gone with the tunnel's task: a tunnel that has ended holds no descriptor, whoever still knows of it.
+    connection: Weak<Connection>,
     peer: VerifiedPeer,
     /// What [`Tunnel::count`] was given; goes when the connection ends, which may be after this value went.
     counted: Rc<Cell<Option<Carried>>>,
@@ -99,13 +100,14 @@ impl Tunnel {
         config: &Config,
     ) -> Result<Self, HandshakeError> {
         let mut driver = start(Role::Client, socket, established, config)?;
-        let connection = driver.connection.clone();
+        let connection = Rc::downgrade(&driver.connection);
         let counted = Rc::new(Cell::new(None));
         let count = counted.clone();
         let driver = tokio::task::spawn_local(async move {
             if let Some(Err(cause)) = driver.run(|_| false).await {
                 tracing::debug!(%cause, "tunnel ended");
             }
+            drop(driver);
             drop(count.take());
         });
         Ok(Self { connection, peer, counted, driver })
@@ -125,26 +127,32 @@ impl Tunnel {
 
     /// Streams that are carried, opened, or about to be.
     pub fn streams(&self) -> usize {
-        let inner = self.connection.inner.borrow();
-        inner.streams.len() + inner.openers.len()
+        self.connection.upgrade().map_or(0, |connection| {
+            let inner = connection.inner.borrow();
+            inner.streams.len() + inner.openers.len()
+        })
     }
 
     /// Whether the tunnel can take another stream, by our limit and by the peer's.
     pub fn has_room(&self, limit: usize) -> bool {
-        let inner = self.connection.inner.borrow();
-        !inner.closed && inner.machine.can_open() > inner.openers.len() && inner.streams.len() < limit
+        self.connection.upgrade().is_some_and(|connection| {
+            let inner = connection.inner.borrow();
+            !inner.closed && inner.machine.can_open() > inner.openers.len() && inner.streams.len() < limit
+        })
     }
 
     /// Whether the tunnel takes no more streams for good.
     pub fn is_closed(&self) -> bool {
-        self.connection.inner.borrow().closed
+        self.connection.upgrade().is_none_or(|connection| connection.inner.borrow().closed)
     }
 
     /// Keeps new streams away; those open run on.
     pub fn retire(&self) {
-        let mut inner = self.connection.inner.borrow_mut();
-        inner.closed = true;
-        inner.wake_openers();
+        if let Some(connection) = self.connection.upgrade() {
+            let mut inner = connection.inner.borrow_mut();
+            inner.closed = true;
+            inner.wake_openers();
+        }
     }
 
     /// Opens one stream and waits for the peer's 200.
@@ -157,7 +165,8 @@ impl Tunnel {
     }
 
     async fn try_open(&self, request: &ConnectRequest) -> Result<Opened, OpenError> {
-        let connection = &self.connection;
+        let connection = self.connection.upgrade();
+        let connection = connection.ok_or_else(|| OpenError::Lost("the tunnel has ended".into()))?;
         let authority = request.authority.to_string();
         let fields = request.fields();
         let head = || fields.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes()));
@@ -219,10 +228,12 @@ impl Tunnel {
 
 impl Drop for Tunnel {
     fn drop(&mut self) {
-        let mut inner = self.connection.inner.borrow_mut();
-        inner.closed = true;
-        inner.machine.shutdown(now());
-        inner.wake_driver();
+        if let Some(connection) = self.connection.upgrade() {
+            let mut inner = connection.inner.borrow_mut();
+            inner.closed = true;
+            inner.machine.shutdown(now());
+            inner.wake_driver();
+        }
     }
 }
 
@@ -369,7 +380,7 @@ impl Incoming {
         let Held { connection, id } = &self.held;
         std::future::poll_fn(|cx| {
             let inner = &mut *connection.inner.borrow_mut();
-            match inner.streams.get_mut(&id) {
+            match inner.streams.get_mut(id) {
                 Some(stream) if stream.cut.is_none() => {
                     stream.wait(cx.waker());
                     Poll::Pending
