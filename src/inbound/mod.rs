@@ -30,7 +30,7 @@ use crate::flow::{
     labels_of_service, peer_of,
 };
 use crate::hands::Hands;
-use crate::hbone::{self, HandshakeError, Incoming, Secured, Server, TCP_DEADLINE};
+use crate::hbone::{self, Carried, HandshakeError, Incoming, Opened, Secured, Server, TCP_DEADLINE};
 use crate::identity::VerifiedPeer;
 use crate::mesh::Workload;
 use crate::net::ClientAddr;
@@ -81,6 +81,15 @@ struct Tunnel {
     client: ClientAddr,
     /// Our address: the pod's, port 15008.
     local: SocketAddr,
+}
+
+/// A connection of which both ends are open.
+struct Begun {
+    record: Record,
+    admitted: Admitted,
+    app: TcpStream,
+    opened: Opened,
+    _carried: Carried,
 }
 
 /// Why an application was not reached.
@@ -257,10 +266,23 @@ impl Inbound {
 
     /// One CONNECT, from its head to its end.
     async fn stream(self: Rc<Self>, tunnel: Rc<Tunnel>, incoming: Incoming) {
+        // Boxed, so that what an open needs is not kept for as long as the connection lives.
+        let Some(begun) = Box::pin(self.begin(&tunnel, incoming)).await else { return };
+        let Begun { record, admitted, app, opened, _carried } = begun;
+        let outcome = tokio::select! {
+            ended = opened.carry(app, record.meter()) => ended.outcome(Side::Server),
+            cut = admitted.revoked() => cut_short(cut),
+        };
+        record.close(&outcome);
+    }
+
+    /// From the head to the 200. `None` when it was refused, and everybody has been told.
+    async fn begin(&self, tunnel: &Tunnel, incoming: Incoming) -> Option<Begun> {
         let at = Instant::now();
         let deny = |incoming: Incoming, status: StatusCode, kind, why: &dyn Display| {
             incoming.refuse(status);
             early_deny(&self.hands.shard, Reporter::Destination, tunnel.client, tunnel.local, kind, why);
+            None
         };
         let request = match TunnelRequest::parse(incoming.head()) {
             Ok(request) => request,
@@ -277,7 +299,7 @@ impl Inbound {
             Ok(found) => found,
             Err(none) => return deny(incoming, none.status(), refusal(&none), &none),
         };
-        let parties = self.parties(&tunnel, &request, &found, &local, incoming.head().headers());
+        let parties = self.parties(tunnel, &request, &found, &local, incoming.head().headers());
         let mut timeline = Timeline::new(at);
         timeline.stamp(Stage::Resolved, Instant::now());
         let record = Record::open(&self.hands.shard, timeline, parties);
@@ -292,34 +314,42 @@ impl Inbound {
                 // Not 403: L7 proxies in front of us tell the two apart.
                 incoming.refuse(StatusCode::UNAUTHORIZED);
                 record.close(&denied);
-                return;
+                return None;
             }
         };
-        let outcome = self.connect_and_carry(&admitted, incoming, &local, &record).await;
-        record.close(&outcome);
+        let carried = self.hands.placement.carry(self.hands.worker);
+        match self.connect(&admitted, incoming, &local, &record).await {
+            Ok((app, opened)) => Some(Begun { record, admitted, app, opened, _carried: carried }),
+            Err(outcome) => {
+                record.close(&outcome);
+                None
+            }
+        }
     }
 
-    async fn connect_and_carry(
+    /// Dials the application, and answers the request.
+    async fn connect(
         &self,
         admitted: &Admitted,
         mut incoming: Incoming,
         local: &Workload,
         record: &Record,
-    ) -> Outcome {
-        let _carried = self.hands.placement.carry(self.hands.worker);
+    ) -> Result<(TcpStream, Opened), Outcome> {
         let app = tokio::select! {
             app = self.dial(admitted) => app,
             cut = admitted.revoked() => {
                 incoming.refuse(StatusCode::UNAUTHORIZED);
-                return cut_short(cut);
+                return Err(cut_short(cut));
             }
-            () = incoming.cancelled() => return Outcome::Reset { by: Side::Client, seen: Seen::Stream(CANCEL) },
+            () = incoming.cancelled() => {
+                return Err(Outcome::Reset { by: Side::Client, seen: Seen::Stream(CANCEL) });
+            }
         };
         let app = match app {
             Ok(app) => app,
             Err(cause) => {
                 incoming.refuse(StatusCode::SERVICE_UNAVAILABLE);
-                return Outcome::ConnectFailed(cause.into_io());
+                return Err(Outcome::ConnectFailed(cause.into_io()));
             }
         };
         record.stamp(Stage::Connect);
@@ -327,16 +357,12 @@ impl Inbound {
             .then(|| baggage_of(local, &self.config.cluster))
             .flatten()
             .and_then(|text| HeaderValue::from_str(&text).ok());
-        let opened = match incoming.accept(baggage) {
-            Ok(opened) => opened,
+        match incoming.accept(baggage) {
+            Ok(opened) => Ok((app, opened)),
             Err(cause) => {
                 reset_on_close(&app);
-                return Outcome::TunnelLost(cause.to_string());
+                Err(Outcome::TunnelLost(cause.to_string()))
             }
-        };
-        tokio::select! {
-            ended = opened.carry(app, record.meter()) => ended.outcome(Side::Server),
-            cut = admitted.revoked() => cut_short(cut),
         }
     }
 

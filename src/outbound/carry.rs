@@ -16,11 +16,12 @@ use tokio::net::TcpStream;
 use super::route::{NoRoute, Route, TunnelTo};
 use super::{Outbound, Placed, Subject};
 use crate::capture::connected;
+use crate::flow::live::Ticket;
 use crate::flow::relay::relay;
-use crate::flow::{Outcome, Parties, Peer, Record, Side, Stage, Timeline};
+use crate::flow::{Direction, Outcome, Parties, Peer, Record, Side, Stage, Timeline};
 use crate::flow::{baggage_of, labels_of_service, peer_of};
 use crate::hbone::{
-    ConnectRequest, DialPlan, HandshakeError, OpenError, Opened, TCP_DEADLINE, TraceIds, Tunnel,
+    Carried, ConnectRequest, DialPlan, HandshakeError, OpenError, Opened, TCP_DEADLINE, TraceIds, Tunnel,
 };
 use crate::mesh::{Protocol, Service};
 use crate::telemetry::{Refusal, Reporter, Security};
@@ -36,6 +37,15 @@ enum Upstream {
     Tunnel(Opened),
 }
 
+/// A connection of which both ends are open.
+struct Begun {
+    upstream: Upstream,
+    app: TcpStream,
+    record: Record,
+    ticket: Ticket<Subject, ()>,
+    _carried: Carried,
+}
+
 /// Why an open failed, and whether that says anything about other endpoints.
 struct Failed {
     outcome: Outcome,
@@ -45,13 +55,26 @@ struct Failed {
 impl Outbound {
     /// One connection on the worker that owns it, from its route to its end.
     pub(super) async fn carry(self: &Rc<Self>, placed: Placed) {
+        // Boxed, so that what an open needs is not kept for as long as the connection lives.
+        let Some(begun) = Box::pin(self.begin(placed)).await else { return };
+        let Begun { upstream, app, record, ticket, _carried } = begun;
+        let outcome = tokio::select! {
+            outcome = carried(upstream, app, &record) => outcome,
+            () = ticket.cut() => Outcome::Drained,
+        };
+        record.close(&outcome);
+    }
+
+    /// Opens the route and the record. `None` when that failed, and everybody has been told.
+    async fn begin(self: &Rc<Self>, placed: Placed) -> Option<Begun> {
         if placed.pod.has_ended() {
             // It ended while the connection was on its way to this worker, which has cut the pod's others already.
             let Placed { accepted, original, .. } = &placed;
             let why = &"the pod has ended";
-            return self.refuse(&accepted.socket, accepted.client, *original, Refusal::Draining, why);
+            self.refuse(&accepted.socket, accepted.client, *original, Refusal::Draining, why);
+            return None;
         }
-        let _carried = self.hands.placement.carry(self.hands.worker);
+        let carried = self.hands.placement.carry(self.hands.worker);
         let subject = Subject {
             pod: placed.pod.clone(),
             client: placed.accepted.client,
@@ -78,22 +101,16 @@ impl Outbound {
                 // Reset before it is logged: whoever waits for the line finds the connection ended.
                 drop(placed);
                 record.close(&outcome);
-                return;
+                return None;
             }
         };
-        let app = match TcpStream::from_std(placed.accepted.socket.answer()) {
-            Ok(app) => app,
+        match TcpStream::from_std(placed.accepted.socket.answer()) {
+            Ok(app) => Some(Begun { upstream, app, record, ticket, _carried: carried }),
             Err(cause) => {
-                record
-                    .close(&Outcome::Broken { direction: crate::flow::Direction::Send, cause: Some(cause) });
-                return;
+                record.close(&Outcome::Broken { direction: Direction::Send, cause: Some(cause) });
+                None
             }
-        };
-        let outcome = tokio::select! {
-            outcome = carried(upstream, app, &record) => outcome,
-            () = ticket.cut() => Outcome::Drained,
-        };
-        record.close(&outcome);
+        }
     }
 
     /// Opens the first endpoint that can be opened. `parties` names the one tried last.
@@ -321,7 +338,9 @@ fn failed(cause: OpenError, to: SocketAddr) -> Failed {
 async fn carried(upstream: Upstream, app: TcpStream, record: &Record) -> Outcome {
     match upstream {
         Upstream::Plain(upstream) => {
-            relay(app, upstream, &*record.meter()).await.map_or_else(Outcome::from, |()| Outcome::Complete)
+            // Boxed, so that connections in tunnels do not pay for its size.
+            let meter = record.meter();
+            Box::pin(relay(app, upstream, &*meter)).await.map_or_else(Outcome::from, |()| Outcome::Complete)
         }
         Upstream::Tunnel(opened) => opened.carry(app, record.meter()).await.outcome(Side::Client),
     }

@@ -20,7 +20,7 @@ use crate::capture::{Accepted, Acceptor, OUTBOUND_PORT, Pod, is_own_port};
 use crate::flow::early_deny;
 use crate::flow::live::Live;
 use crate::hands::Hands;
-use crate::hbone::{self, Pool, TunnelKey};
+use crate::hbone::{self, Pool, TunnelKey, WorkerId};
 use crate::mesh::Workload;
 use crate::net::socket::{original_dst, reset_on_close};
 use crate::net::{ClientAddr, OriginalDst, canonical};
@@ -121,31 +121,11 @@ impl Outbound {
         let open = self.hands.shard.socket(Reporter::Source);
         // Until its owner counts it: the end of the process waits for what is carried.
         let placing = self.hands.placement.carry(self.hands.worker);
-        let client = accepted.client;
-        let Some(original) = self.original(&accepted.socket, client) else { return };
-        let source = self.hands.workload(&pod).await;
-        if pod.has_ended() {
-            return self.refuse(&accepted.socket, client, original, Refusal::Draining, &"the pod has ended");
-        }
-        let source = match source {
-            Ok(source) => source,
-            Err(why) => {
-                return self.refuse(&accepted.socket, client, original, Refusal::UnknownWorkload, &why);
-            }
-        };
-        let decided = self.decide(&source, client, original, &[]);
-        let route = match decided {
-            Ok(route) => route,
-            Err(why) => return self.refuse(&accepted.socket, client, original, refusal(&why), &why),
-        };
-        let owner = match self.key(&source, client, &route) {
-            Some(key) => self.hands.placement.place(&key, self.hands.worker),
-            None => self.hands.placement.least_loaded(self.hands.worker),
-        };
-        let placed = Placed { pod, accepted, original, source, route };
+        // Boxed, so that what this needs is not kept for as long as the connection lives.
+        let Some((owner, placed)) = Box::pin(self.place(pod, accepted)).await else { return };
         if owner == self.hands.worker {
             drop(placing);
-            return self.carry(placed).await;
+            return self.carry(*placed).await;
         }
         drop(open);
         self.hands.post.to(owner, move |outbound| {
@@ -153,9 +133,29 @@ impl Outbound {
             tokio::task::spawn_local(async move {
                 let _open = outbound.hands.shard.socket(Reporter::Source);
                 drop(placing);
-                outbound.carry(placed).await;
+                outbound.carry(*placed).await;
             });
         });
+    }
+
+    /// Who dialled, where it goes, and which worker shall carry it. `None` when it was refused.
+    async fn place(&self, pod: Arc<Pod>, accepted: Accepted) -> Option<(WorkerId, Box<Placed>)> {
+        let client = accepted.client;
+        let original = self.original(&accepted.socket, client)?;
+        let refuse = |kind, why: &dyn Display| self.refuse(&accepted.socket, client, original, kind, why);
+        let source = self.hands.workload(&pod).await;
+        if pod.has_ended() {
+            refuse(Refusal::Draining, &"the pod has ended");
+            return None;
+        }
+        let source = source.map_err(|why| refuse(Refusal::UnknownWorkload, &why)).ok()?;
+        let route =
+            self.decide(&source, client, original, &[]).map_err(|why| refuse(refusal(&why), &why)).ok()?;
+        let owner = match self.key(&source, client, &route) {
+            Some(key) => self.hands.placement.place(&key, self.hands.worker),
+            None => self.hands.placement.least_loaded(self.hands.worker),
+        };
+        Some((owner, Box::new(Placed { pod, accepted, original, source, route })))
     }
 
     /// What was dialled. `None` when the connection was refused here.

@@ -399,7 +399,7 @@ impl Inner {
             Action::Response { stream, response, end } => {
                 if let Some(stream) = self.streams.get_mut(&stream) {
                     stream.got_end = end;
-                    stream.response = Some(response);
+                    stream.response = Some(response.into());
                     stream.wake();
                 }
             }

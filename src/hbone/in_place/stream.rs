@@ -110,8 +110,8 @@ pub(super) struct Stream {
     pub sent_end: bool,
     /// Why it ends early.
     pub cut: Option<Ended>,
-    /// The peer's answer to our request.
-    pub response: Option<Response>,
+    /// The peer's answer to our request, until it is taken.
+    pub response: Option<Box<Response>>,
     /// Who acts for it: the task that opens, answers or carries it.
     pub waker: Option<Waker>,
     /// How much is read from the application at a time.
