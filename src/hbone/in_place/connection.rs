@@ -34,6 +34,9 @@ pub(super) struct Inner {
     pub streams: Streams,
     /// Streams whose application has something to say while the socket is full, in the order of their turns.
     pub turns: VecDeque<StreamId>,
+    /// Streams that found a window shut, in the order they did: in that order they go on when the tunnel's opens. In any fixed
+    /// order, those in front would have most of it.
+    pub shut: VecDeque<StreamId>,
     /// Requests that nobody has been told of.
     pub requests: VecDeque<(StreamId, Request)>,
     /// Who waits to open a stream.
@@ -73,6 +76,7 @@ impl Inner {
             transmit,
             streams: Streams::default(),
             turns: VecDeque::new(),
+            shut: VecDeque::new(),
             requests: VecDeque::new(),
             openers: VecDeque::new(),
             driver: None,
@@ -148,6 +152,11 @@ impl Inner {
     fn try_send_from(&mut self, id: StreamId, socket: &TcpStream) -> Result<Sent, SealError> {
         let window = self.machine.room(id);
         if window == 0 {
+            if let Some(stream) = self.streams.get_mut(&id)
+                && !std::mem::replace(&mut stream.shut, true)
+            {
+                self.shut.push_back(id);
+            }
             return Ok(Sent::NoRoom);
         }
         let alone = self.machine.streams() == 1;
@@ -225,6 +234,16 @@ impl Inner {
             self.turns.push_back(id);
         }
         Sent::Wait
+    }
+
+    /// The tunnel's window has opened.
+    pub fn window_opened(&mut self) {
+        for id in self.shut.drain(..) {
+            if let Some(stream) = self.streams.get_mut(&id) {
+                stream.shut = false;
+                stream.wake();
+            }
+        }
     }
 
     /// Gives the next in the queue its turn, while the socket takes more.

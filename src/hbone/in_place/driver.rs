@@ -422,7 +422,7 @@ impl Inner {
                     stream.wake();
                 }
             }
-            Action::Writable { stream: None } => self.streams.values_mut().for_each(Stream::wake),
+            Action::Writable { stream: None } => self.window_opened(),
             Action::GoAway { code, debug: said } => {
                 tracing::debug!(%code, said = %String::from_utf8_lossy(&said), "the peer ends the tunnel");
                 self.closed |= self.machine.can_open() == 0;

@@ -118,6 +118,8 @@ pub(super) struct Stream {
     pub chunk: Chunk,
     /// It waits for its turn in the tunnel's queue.
     pub queued: bool,
+    /// It waits for a window to open.
+    pub shut: bool,
     /// It is its turn.
     pub turn: bool,
 }
