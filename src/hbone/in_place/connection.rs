@@ -150,6 +150,10 @@ impl Inner {
     }
 
     fn try_send_from(&mut self, id: StreamId, socket: &TcpStream) -> Result<Sent, SealError> {
+        if self.transmit.is_full() {
+            // Also with a turn: somebody else has filled the socket since. What control frames there are must go first.
+            return Ok(self.wait_for_turn(id));
+        }
         let window = self.machine.room(id);
         if window == 0 {
             if let Some(stream) = self.streams.get_mut(&id)
@@ -175,6 +179,11 @@ impl Inner {
                 return Ok(self.wait_for_turn(id));
             }
             room = self.transmit.room(size, wanted)?;
+        }
+        if room == 0 {
+            // A read of nothing would look like the application's end.
+            self.wake_driver();
+            return Ok(self.wait_for_turn(id));
         }
         let read = match self.transmit.read(&app, room) {
             Ok(read) => read,
@@ -277,13 +286,9 @@ impl Inner {
         }
     }
 
-    /// Somebody who waits to open a stream may try again.
+    /// Whoever waits to open a stream tries again, in the order they came. All of them: some may have given up.
     pub fn wake_openers(&mut self) {
-        if self.closed {
-            self.openers.drain(..).for_each(Waker::wake);
-        } else if let Some(next) = self.openers.pop_front() {
-            next.wake();
-        }
+        self.openers.drain(..).for_each(Waker::wake);
     }
 
     /// The tunnel is dead: so is every stream on it that had not ended.

@@ -391,7 +391,7 @@ impl Inner {
         match action {
             Action::Data { .. } => {}
             Action::Ready => self.ready = true,
-            Action::MayOpen => self.openers.drain(..).for_each(std::task::Waker::wake),
+            Action::MayOpen => self.wake_openers(),
             Action::Request { stream, request, end } => {
                 self.insert(stream, Stream::asked(end));
                 self.requests.push_back((stream, request));
