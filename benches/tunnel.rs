@@ -1,12 +1,13 @@
-//! What do tunnels cost: to open, to open a stream on, to carry bytes through?
+//! What do tunnels cost: to open, to open a stream on, to carry bytes through? In place and by the classic carrier.
 //!
 //! Both proxies are ours and share this machine, each on a thread of its own, over the loopback of a network
 //! namespace. Making that needs CAP_SYS_ADMIN; without it the bench says that it did not run.
 //!
-//! - `tunnel/open`: µs for TCP, mutual TLS with full verification, and both HTTP/2 prefaces, both sides' work.
 //! - `tunnel/connect`: µs for entering the namespace and the TCP connection alone, the reference.
-//! - `tunnel/stream`: µs for one CONNECT and its 200 on a tunnel that is there.
-//! - `tunnel/carry`: GiB/s of one stream, one direction, written in chunks of 256 KiB, application to application.
+//! - `tunnel/open/CARRIER`: µs for TCP, mutual TLS with full verification, and the start of HTTP/2, both sides' work.
+//! - `tunnel/stream/CARRIER`: µs for one CONNECT and its 200 on a tunnel that is there.
+//! - `tunnel/carry/CARRIER/S×C`: GiB/s of S streams on one tunnel, one direction, written in chunks of C KiB, from application to
+//!   application. The reference is `relay/loopback` of the bench `relay`: the same without proxies.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream as StdStream};
@@ -33,7 +34,10 @@ use tokio::runtime::Runtime;
 use tokio::task::{LocalSet, spawn_local};
 
 const BLOCK: usize = 16 << 20;
-const CHUNK: usize = 256 << 10;
+/// Streams on one tunnel, and KiB that applications write at a time.
+const SHAPES: [(usize, usize); 9] =
+    [(1, 1), (1, 16), (1, 256), (8, 1), (8, 16), (8, 256), (64, 1), (64, 16), (64, 256)];
+const CARRIERS: [(&str, Carrier); 2] = [("in-place", Carrier::InPlace), ("classic", Carrier::Classic)];
 
 /// Streams to this port are answered and let go; to any other, carried to that port.
 const NOWHERE: u16 = 1;
@@ -65,12 +69,12 @@ impl AsyncExecutor for &Worker {
     }
 }
 
-fn config() -> Config {
+fn config(carrier: Carrier) -> Config {
     Config {
         stream_window: 4 << 20,
         connection_window: 16 << 20,
         frame_size: 1 << 20,
-        carrier: Carrier::default(),
+        carrier,
         streams_per_tunnel: 100,
         idle_release: Duration::from_secs(300),
     }
@@ -96,12 +100,12 @@ struct Far {
 impl Far {
     async fn tunnel(&self) -> Tunnel {
         let secured = self.handshakes.connect(self.plan.clone()).await.expect("the far proxy listens");
-        Tunnel::start(secured, &config()).await.expect("the far proxy speaks HTTP/2")
+        Tunnel::start(secured, &config(self.plan.carrier)).await.expect("the far proxy speaks HTTP/2")
     }
 }
 
 /// A namespace with both proxies; `None` without the privilege to make one.
-fn far() -> Option<Far> {
+fn far(carrier: Carrier) -> Option<Far> {
     let netns = match Netns::create() {
         Ok(netns) => netns,
         Err(cause) => {
@@ -131,7 +135,7 @@ fn far() -> Option<Far> {
         carrier: Carrier::default(),
     };
     let (accepting, server) = (handshakes.clone(), cart.server_config());
-    thread::spawn(move || (&Worker::new()).block_on(serve(listener, accepting, server)));
+    thread::spawn(move || (&Worker::new()).block_on(serve(listener, accepting, server, carrier)));
     Some(Far { handshakes, plan })
 }
 
@@ -151,7 +155,7 @@ async fn certificates() -> (Credentials, Credentials) {
 }
 
 /// The far proxy.
-async fn serve(listener: TcpListener, handshakes: Handshakes, tls: Arc<ServerConfig>) {
+async fn serve(listener: TcpListener, handshakes: Handshakes, tls: Arc<ServerConfig>, carrier: Carrier) {
     listener.set_nonblocking(true).expect("an open socket");
     let listener = tokio::net::TcpListener::from_std(listener).expect("a runtime is here");
     loop {
@@ -161,8 +165,8 @@ async fn serve(listener: TcpListener, handshakes: Handshakes, tls: Arc<ServerCon
         let (handshakes, tls) = (handshakes.clone(), tls.clone());
         spawn_local(async move {
             // A tunnel that was opened to be measured is gone at once, perhaps before it is served here.
-            let Ok(secured) = handshakes.accept(socket, tls, Carrier::default()).await else { return };
-            let Ok(server) = Server::start(secured, &config()).await else { return };
+            let Ok(secured) = handshakes.accept(socket, tls, carrier).await else { return };
+            let Ok(server) = Server::start(secured, &config(carrier)).await else { return };
             let each = |incoming| drop(spawn_local(answer(incoming)));
             let _ = server.serve(each, std::future::pending()).await;
         });
@@ -178,73 +182,103 @@ async fn answer(incoming: Incoming) {
     }
 }
 
-/// An application that reads; says when each block has arrived.
-fn sink() -> (SocketAddr, Receiver<()>) {
+/// Applications that read; say how much has arrived.
+fn sinks() -> (SocketAddr, Receiver<usize>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
     let addr = listener.local_addr().expect("bound above");
-    let (arrived, blocks) = channel();
+    let (arrived, bytes) = channel();
     thread::spawn(move || {
-        let (mut from, _) = listener.accept().expect("the far proxy connects");
-        let mut buffer = vec![0; CHUNK];
-        let mut missing = BLOCK;
-        while let Ok(read @ 1..) = from.read(&mut buffer) {
-            missing = missing.checked_sub(read).expect("a block is sent when the one before has arrived");
-            if missing == 0 {
-                missing = BLOCK;
-                if arrived.send(()).is_err() {
-                    return;
+        while let Ok((mut from, _)) = listener.accept() {
+            let arrived = arrived.clone();
+            thread::spawn(move || {
+                let mut buffer = vec![0; 256 << 10];
+                while let Ok(read @ 1..) = from.read(&mut buffer) {
+                    if arrived.send(read).is_err() {
+                        return;
+                    }
                 }
-            }
+            });
         }
     });
-    (addr, blocks)
+    (addr, bytes)
 }
 
-/// The near proxy: carries one connection to `port` behind the far one. Returns the application's socket.
-fn carried_to(port: u16, far: Far) -> StdStream {
+/// The near proxy: carries `streams` connections to `port` behind the far one, on one tunnel. Returns the applications' sockets.
+fn carried_to(port: u16, far: Far, streams: usize) -> Vec<StdStream> {
     let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
     let addr = listener.local_addr().expect("bound above");
     thread::spawn(move || {
         (&Worker::new()).block_on(async {
-            let (app, _) = listener.accept().expect("the application connects");
-            app.set_nonblocking(true).expect("an open socket");
-            let app = TcpStream::from_std(app).expect("a runtime is here");
             let tunnel = far.tunnel().await;
-            let opened = tunnel.open(&request(port)).await.expect("the far proxy answers 200");
-            opened.carry(app, Rc::new(Uncounted)).await;
+            let mut carrying = Vec::new();
+            for _ in 0..streams {
+                let (app, _) = listener.accept().expect("the application connects");
+                app.set_nonblocking(true).expect("an open socket");
+                let app = TcpStream::from_std(app).expect("a runtime is here");
+                let opened = tunnel.open(&request(port)).await.expect("the far proxy answers 200");
+                carrying.push(spawn_local(opened.carry(app, Rc::new(Uncounted))));
+            }
+            for carried in carrying {
+                carried.await.expect("carrying does not panic");
+            }
         });
     });
-    StdStream::connect(addr).expect("the near proxy listens")
+    (0..streams).map(|_| StdStream::connect(addr).expect("the near proxy listens")).collect()
+}
+
+/// Sends one block over all of `apps`, each from a thread of its own, and waits until all of it has arrived.
+fn send(apps: &[StdStream], block: &[u8], chunk: usize, arrived: &Receiver<usize>) {
+    let share = block.len() / apps.len();
+    thread::scope(|scope| {
+        for mut app in apps {
+            scope.spawn(move || {
+                for chunk in block[..share].chunks(chunk) {
+                    app.write_all(chunk).expect("the way is open");
+                }
+            });
+        }
+        let mut missing = share * apps.len();
+        while missing > 0 {
+            missing -= arrived.recv().expect("the sinks live");
+        }
+    });
 }
 
 fn tunnels(criterion: &mut Criterion) {
-    let Some(far) = far() else { return };
-    let worker = Worker::new();
     let mut group = criterion.benchmark_group("tunnel");
-    let plain =
-        far.plan.pod.netns.run(|| TcpListener::bind("127.0.0.1:0")).expect("loopback has a free port");
-    let to = plain.local_addr().expect("bound above");
-    thread::spawn(move || plain.incoming().for_each(drop));
-    group.bench_function("connect", |bench| {
-        bench.iter(|| far.plan.pod.netns.run(|| StdStream::connect(to)).expect("it listens"));
-    });
-    group.bench_function("open", |bench| bench.to_async(&worker).iter(|| far.tunnel()));
-    let tunnel = (&worker).block_on(far.tunnel());
-    group.bench_function("stream", |bench| {
-        bench.to_async(&worker).iter(async || tunnel.open(&request(NOWHERE)).await.expect("it answers 200"));
-    });
     let block = vec![0x5a; BLOCK];
-    let (addr, arrived) = sink();
-    let mut app = carried_to(addr.port(), far.clone());
-    group.throughput(Throughput::Bytes(BLOCK as u64)).sample_size(20);
-    group.bench_function("carry", |bench| {
-        bench.iter(|| {
-            for chunk in block.chunks(CHUNK) {
-                app.write_all(chunk).expect("the way is open");
-            }
-            arrived.recv().expect("the sink lives");
+    for (name, carrier) in CARRIERS {
+        let Some(far) = far(carrier) else { return };
+        let worker = Worker::new();
+        if carrier == Carrier::InPlace {
+            let plain = far
+                .plan
+                .pod
+                .netns
+                .run(|| TcpListener::bind("127.0.0.1:0"))
+                .expect("loopback has a free port");
+            let to = plain.local_addr().expect("bound above");
+            thread::spawn(move || plain.incoming().for_each(drop));
+            group.bench_function("connect", |bench| {
+                bench.iter(|| far.plan.pod.netns.run(|| StdStream::connect(to)).expect("it listens"));
+            });
+        }
+        group.bench_function(format!("open/{name}"), |bench| bench.to_async(&worker).iter(|| far.tunnel()));
+        let tunnel = (&worker).block_on(far.tunnel());
+        group.bench_function(format!("stream/{name}"), |bench| {
+            bench
+                .to_async(&worker)
+                .iter(async || tunnel.open(&request(NOWHERE)).await.expect("it answers 200"));
         });
-    });
+        group.throughput(Throughput::Bytes(BLOCK as u64)).sample_size(10);
+        for (streams, kib) in SHAPES {
+            let (addr, arrived) = sinks();
+            let apps = carried_to(addr.port(), far.clone(), streams);
+            group.bench_function(format!("carry/{name}/{streams}×{kib}"), |bench| {
+                bench.iter(|| send(&apps, &block, kib << 10, &arrived));
+            });
+        }
+    }
 }
 
 criterion_group!(benches, tunnels);

@@ -51,6 +51,31 @@ pub(super) fn release_spare() {
     buffers::trim(Instant::now());
 }
 
+/// What this worker's tunnels hold: bytes in backlogs, and in borrowed buffers.
+#[cfg(test)]
+pub(super) fn held() -> (usize, usize) {
+    (backlog::held(), buffers::held().0)
+}
+
+/// Data system calls of this thread, for those who test how many there are.
+#[cfg(test)]
+pub(super) mod calls {
+    use std::cell::Cell;
+
+    thread_local! {
+        static CALLS: Cell<usize> = const { Cell::new(0) };
+    }
+
+    pub(super) fn count() {
+        CALLS.set(CALLS.get() + 1);
+    }
+
+    /// How many there were since the last time.
+    pub fn take() -> usize {
+        CALLS.take()
+    }
+}
+
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }

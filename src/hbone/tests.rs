@@ -6,6 +6,8 @@ mod handshake;
 mod open;
 mod pool;
 mod raw;
+mod stall;
+mod steady;
 mod wire;
 
 use std::cell::Cell;

@@ -253,6 +253,13 @@ impl Machine {
         self.growing = yes;
     }
 
+    /// How many bytes the windows of open streams have grown by, all together: what whoever holds what applications do not take
+    /// may have to hold beside the window that each stream begins with.
+    pub fn grown(&self) -> usize {
+        let first = self.config.first_stream_window();
+        self.streams.iter().map(|stream| stream.receive.size().saturating_sub(first) as usize).sum()
+    }
+
     /// Tells the peer what it may send on a stream again, once that is worth a frame.
     pub(super) fn announce_stream(&mut self, id: u32) {
         let largest = self.config.stream_window;

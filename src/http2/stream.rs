@@ -110,6 +110,10 @@ impl Streams {
         self.find(id).map(|n| &mut self.open[n])
     }
 
+    pub fn iter(&self) -> impl Iterator<Item = &Stream> {
+        self.open.iter()
+    }
+
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Stream> {
         self.open.iter_mut()
     }

@@ -1,17 +1,45 @@
 //! How much the applications of one worker have not taken yet, all streams of all tunnels together.
 //!
 //! Bytes for an application whose socket is full are copied to its stream's backlog, so that the others go on. A stream's
-//! window bounds its backlog, but the sum over all streams needs a bound of its own: from half of it on no window grows any
-//! more; at the bound the stream with the largest backlog of the tunnel that brought more is reset.
+//! window bounds its backlog, but the sum over all streams needs a bound of its own. It has three:
+//!
+//! - Windows grow for streams that drain, but by no more than [`GROWTH`] for all streams of a worker together.
+//! - None grows while backlogs hold more than [`PLENTY`].
+//! - At [`LIMIT`] the stream with the largest backlog of the tunnel that brings more is reset. Streams that take nothing at all
+//!   come there only when there are more than a hundred of them.
 
 use std::cell::Cell;
 
-/// The most that the backlogs of one worker hold together, in bytes: 128 streams that take nothing at all, with the window
-/// that each begins with.
-pub(super) const LIMIT: usize = 32 << 20;
+/// By how many bytes the windows of one worker's streams may have grown beyond those they begin with.
+const GROWTH: usize = 32 << 20;
+/// What the backlogs of one worker hold while windows grow, in bytes.
+const PLENTY: usize = 8 << 20;
+/// The most that they hold.
+pub(super) const LIMIT: usize = 64 << 20;
 
 thread_local! {
     static BYTES: Cell<usize> = const { Cell::new(0) };
+    static GROWN: Cell<usize> = const { Cell::new(0) };
+}
+
+/// How much the windows of one tunnel have grown, as part of its worker's sum.
+#[derive(Default)]
+pub(super) struct Grown(usize);
+
+impl Grown {
+    pub fn set(&mut self, now: usize) {
+        if now != self.0 {
+            // At the end of the thread there is nobody left to count for.
+            let _ = GROWN.try_with(|all| all.set(all.get() - self.0 + now));
+            self.0 = now;
+        }
+    }
+}
+
+impl Drop for Grown {
+    fn drop(&mut self) {
+        self.set(0);
+    }
 }
 
 pub(super) fn add(bytes: usize) {
@@ -27,7 +55,7 @@ pub(super) fn remove(bytes: usize) {
 
 /// Whether windows may grow.
 pub(super) fn is_low() -> bool {
-    BYTES.get() < LIMIT / 2
+    BYTES.get() < PLENTY && GROWN.get() < GROWTH
 }
 
 /// Whether `bytes` more fit.
@@ -35,7 +63,7 @@ pub(super) fn has_room(bytes: usize) -> bool {
     BYTES.get() + bytes <= LIMIT
 }
 
-/// Bytes in all backlogs of this worker.
+/// Bytes in all backlogs of this worker, for those who test.
 #[cfg(test)]
 pub(super) fn held() -> usize {
     BYTES.get()

@@ -11,6 +11,7 @@ use std::task::Waker;
 
 use tokio::net::TcpStream;
 
+use super::backlog::{self, Grown};
 use super::buffers::Size;
 use super::stream::{Stream, Streams};
 use super::transmit::{Read, Transmit};
@@ -43,6 +44,8 @@ pub(super) struct Inner {
     pub openers: VecDeque<Waker>,
     /// Wakes the tunnel's task.
     pub driver: Option<Waker>,
+    /// What the streams' windows have grown by.
+    pub grown: Grown,
     /// Something waits for the tunnel's task to send it.
     pub flush: bool,
     /// The peer's SETTINGS have come.
@@ -80,6 +83,7 @@ impl Inner {
             requests: VecDeque::new(),
             openers: VecDeque::new(),
             driver: None,
+            grown: Grown::default(),
             flush: false,
             ready: false,
             closed: false,
@@ -253,6 +257,12 @@ impl Inner {
                 stream.wake();
             }
         }
+    }
+
+    /// Lets windows grow, or not, by what this worker holds.
+    pub fn weigh(&mut self) {
+        self.grown.set(self.machine.grown());
+        self.machine.let_windows_grow(backlog::is_low());
     }
 
     /// Gives the next in the queue its turn, while the socket takes more.

@@ -383,7 +383,7 @@ impl Inner {
             // Whoever carries it waits until the application takes more.
             stream.wake();
         }
-        self.machine.let_windows_grow(backlog::is_low());
+        self.weigh();
     }
 
     /// Does what `action` says, unless it is DATA.
@@ -469,6 +469,8 @@ impl Receive {
                 bytes = 0..bytes.len();
             }
             let place = buffer.len() - bytes.end;
+            #[cfg(test)]
+            super::calls::count();
             match socket.try_read(&mut buffer[bytes.end..]) {
                 Ok(0) => {
                     if let Err(error) = self.opener.eof(bytes.len()) {
@@ -565,6 +567,7 @@ impl Receive {
             }
         }
         inner.deliver(&mut gather);
+        inner.weigh();
     }
 
     /// Keeps what is not opened for the next turn. A tunnel with nothing to keep holds no memory.

@@ -119,6 +119,8 @@ impl Transmit {
         let Some(buffer) = &mut self.buffer else { return Ok(Read::Nothing) };
         let first = (MAX_BODY - open - HEAD).min(room);
         let (head, rest) = buffer[at + HEAD..].split_at_mut(first);
+        #[cfg(test)]
+        super::calls::count();
         let read = if first == room {
             app.try_read(head)
         } else {
@@ -175,6 +177,8 @@ impl Transmit {
         let Some(buffer) = &self.buffer else { return Ok(()) };
         while self.sent < self.sealed {
             let rest = &buffer[self.sent..self.sealed];
+            #[cfg(test)]
+            super::calls::count();
             match socket.try_write(rest) {
                 Ok(sent) => {
                     let all = sent == rest.len();
