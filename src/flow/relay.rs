@@ -65,7 +65,7 @@ pub enum Splice {
 impl Default for Splice {
     /// What `docs/decisions/0013-splice-plaintext.md` found.
     fn default() -> Self {
-        Self::After { moved: 64 << 10, chunk: 16 << 10 }
+        Self::After { moved: 64 << 10, chunk: 32 << 10 }
     }
 }
 

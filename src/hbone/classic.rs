@@ -28,7 +28,7 @@ use super::{CONNECT_DEADLINE, Config, PREFACE_DEADLINE, keepalive};
 use crate::flow::relay::{Fin, Meter, broken, reset_after_fin, write_all};
 use crate::flow::{Outcome, Seen, Side};
 use crate::identity::VerifiedPeer;
-use crate::net::socket::{close_in_order, reset_on_close};
+use crate::net::socket::{close_in_order, reset_on_close, watch_half_closed};
 
 /// Largest header lists we accept: a server reads other people's requests, a client reads answers.
 const CLIENT_HEADER_LIST: u32 = 16 * 1024;
@@ -413,6 +413,7 @@ async fn to_tunnel(
         match app.try_read_buf(&mut buffer) {
             Ok(0) => {
                 app_fin.set();
+                watch_half_closed(app);
                 return send.send_data(Bytes::new(), true).map_err(|cause| lost_while_sending(send, &cause));
             }
             Ok(read) => {
@@ -484,6 +485,7 @@ async fn to_app(
             None => {
                 // NotConnected: the application is gone and has everything it wanted.
                 let _ = socket2::SockRef::from(app).shutdown(std::net::Shutdown::Write);
+                watch_half_closed(app);
                 return Ok(());
             }
         }

@@ -50,6 +50,8 @@ pub struct Listen {
     pub reuse_port: bool,
     /// Congestion control that accepted sockets inherit; `None` keeps the system's.
     pub congestion: Option<&'static str>,
+    /// Probes that accepted sockets inherit; `None` for none.
+    pub keepalive: Option<Keepalive>,
 }
 
 /// Whether a client's address is kept towards the application (`ENABLE_ORIG_SRC`).
@@ -97,6 +99,9 @@ pub fn listen(how: &Listen) -> io::Result<TcpListener> {
     socket.set_tcp_nodelay(true).map_err(what("setting TCP_NODELAY"))?;
     if let Some(name) = how.congestion {
         prefer_congestion(&socket, name);
+    }
+    if let Some(keepalive) = how.keepalive {
+        keepalive.apply(&socket).map_err(what("setting SO_KEEPALIVE"))?;
     }
     socket.bind(&how.addr.into()).map_err(what("binding"))?;
     socket.listen(BACKLOG).map_err(what("listening"))?;
