@@ -1,23 +1,29 @@
-//! How fast does the plaintext relay carry one connection?
+//! How fast does the plaintext relay carry one connection, and from which size on is a pipe worth it?
 //!
-//! Unit: GiB/s of one direction, in blocks of 16 MiB from an application to another, each a thread of its own; the
-//! relay is a third. A machine with fewer than three free cores shows how they share, not how fast each is.
+//! Unit: time per transfer of N bytes from an application to another, which answers with one byte; GiB/s by it. Each
+//! application is a thread, the relay is a third: a machine with fewer than three free cores shows how they share, not
+//! how fast each is. So the CPU time of the relay's thread is printed too, in ms per GiB, which is the steadier figure.
 //!
-//! - `relay`: application, relay, application: two loopback connections.
+//! - `relay`: as it runs: copied at first, spliced once there is much.
+//! - `copy`, `splice`: every byte that way, as far as it goes.
 //! - `loopback`: the same two applications on one connection, with nothing between them.
 //! - `memcpy`: copying that many bytes within this process.
+//!
+//! Every connection uses cubic, as those between proxy and application do (`benches/sockets.rs`).
 
+use std::fs;
 use std::hint::black_box;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::channel;
 use std::thread;
 
-use adit::flow::relay::{Meter, relay};
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use adit::flow::relay::{Meter, Splice, relay_by};
+use adit::net::socket::{Listen, dialer, listen, prefer_congestion};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use tokio::net::TcpStream as AsyncStream;
 
-const BLOCK: usize = 16 << 20;
+const SIZES: [usize; 7] = [4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20];
 const CHUNK: usize = 256 << 10;
 
 struct Uncounted;
@@ -27,68 +33,121 @@ impl Meter for Uncounted {
     fn to_downstream(&self, _bytes: usize) {}
 }
 
-/// An application that reads; says when each block has arrived.
-fn sink() -> (SocketAddr, Receiver<()>) {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+/// An application that answers every `size` bytes with one.
+fn answering(size: usize) -> SocketAddr {
+    let listener = listener();
     let addr = listener.local_addr().expect("bound above");
-    let (arrived, blocks) = channel();
     thread::spawn(move || {
         let (mut from, _) = listener.accept().expect("the bench connects");
         let mut buffer = vec![0; CHUNK];
-        let mut missing = BLOCK;
+        let mut missing = size;
         while let Ok(read @ 1..) = from.read(&mut buffer) {
-            assert!(read <= missing, "a block is sent when the one before has arrived");
-            missing -= read;
+            missing = missing.checked_sub(read).expect("a transfer begins when the one before is answered");
             if missing == 0 {
-                missing = BLOCK;
-                if arrived.send(()).is_err() {
-                    return;
-                }
+                missing = size;
+                from.write_all(&[1]).expect("the bench waits for it");
             }
         }
-    });
-    (addr, blocks)
-}
-
-/// One relay between whoever connects to the address and `to`.
-fn relay_to(to: SocketAddr) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
-    let addr = listener.local_addr().expect("bound above");
-    thread::spawn(move || {
-        let (downstream, _) = listener.accept().expect("the bench connects");
-        let upstream = TcpStream::connect(to).expect("the sink listens");
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts");
-        runtime.block_on(async {
-            let [downstream, upstream] = [downstream, upstream].map(|socket| {
-                socket.set_nonblocking(true).expect("an open socket");
-                AsyncStream::from_std(socket).expect("a runtime is here")
-            });
-            relay(downstream, upstream, &Uncounted).await.expect("nobody resets");
-        });
     });
     addr
 }
 
-fn send(to: &mut TcpStream, block: &[u8], arrived: &Receiver<()>) {
+/// The relay's thread.
+struct Relay {
+    addr: SocketAddr,
+    thread: nix::unistd::Pid,
+}
+
+impl Relay {
+    /// Between whoever connects to its address and `to`.
+    fn start(to: SocketAddr, splice: Splice) -> Self {
+        let listener = listener();
+        let addr = listener.local_addr().expect("bound above");
+        let (say, tell) = channel();
+        thread::spawn(move || {
+            say.send(nix::unistd::gettid()).expect("it waits below");
+            let (downstream, _) = listener.accept().expect("the bench connects");
+            let upstream = connect(to);
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts");
+            runtime.block_on(async {
+                let [downstream, upstream] = [downstream, upstream].map(|socket| {
+                    socket.set_nonblocking(true).expect("an open socket");
+                    AsyncStream::from_std(socket).expect("a runtime is here")
+                });
+                relay_by(splice, downstream, upstream, &Uncounted).await.expect("nobody resets");
+            });
+        });
+        Self { addr, thread: tell.recv().expect("the thread says it first") }
+    }
+
+    /// CPU time so far, in ns.
+    fn cpu(&self) -> u64 {
+        let stat = fs::read_to_string(format!("/proc/self/task/{}/schedstat", self.thread));
+        let stat = stat.expect("the thread lives as long as the connection");
+        stat.split(' ').next().and_then(|ns| ns.parse().ok()).expect("its first number")
+    }
+}
+
+fn transfer(to: &mut TcpStream, block: &[u8]) {
     for chunk in block.chunks(CHUNK) {
         to.write_all(chunk).expect("the way is open");
     }
-    arrived.recv().expect("the sink lives");
+    to.read_exact(&mut [0]).expect("it is answered");
+}
+
+fn connect(to: SocketAddr) -> TcpStream {
+    let socket = dialer(to, None, None).expect("a process may make sockets");
+    prefer_congestion(&socket, "cubic");
+    socket.set_nonblocking(false).expect("an open socket");
+    socket.connect(&to.into()).expect("it listens");
+    socket.into()
+}
+
+/// A listener whose connections are as those of a pod.
+fn listener() -> TcpListener {
+    let addr = ([127, 0, 0, 1], 0).into();
+    let how = Listen { addr, mark: None, reuse_port: false, congestion: Some("cubic"), keepalive: None };
+    let listener = listen(&how).expect("loopback has a free port");
+    listener.set_nonblocking(false).expect("an open socket");
+    listener
 }
 
 fn bytes(criterion: &mut Criterion) {
+    let always = Splice::After { moved: 0, chunk: 0 };
+    let ways = [("relay", Splice::default()), ("copy", Splice::Off), ("splice", always)];
     let mut group = criterion.benchmark_group("relay/bytes");
-    group.throughput(Throughput::Bytes(BLOCK as u64)).sample_size(20);
-    let block = vec![0x5a; BLOCK];
-    let (addr, arrived) = sink();
-    let mut through = TcpStream::connect(relay_to(addr)).expect("the relay listens");
-    group.bench_function("relay", |bench| bench.iter(|| send(&mut through, &block, &arrived)));
-    let (addr, arrived) = sink();
-    let mut direct = TcpStream::connect(addr).expect("the sink listens");
-    group.bench_function("loopback", |bench| bench.iter(|| send(&mut direct, &block, &arrived)));
-    let mut copy = vec![0; BLOCK];
-    group.bench_function("memcpy", |bench| bench.iter(|| copy.copy_from_slice(black_box(&block))));
+    group.sample_size(20);
+    for size in SIZES {
+        group.throughput(Throughput::Bytes(size as u64));
+        let block = vec![0x5a; size];
+        for (name, splice) in ways {
+            let relay = Relay::start(answering(size), splice);
+            let mut through = connect(relay.addr);
+            let (mut sent, mut cpu) = (0u64, 0);
+            group.bench_function(BenchmarkId::new(name, size), |bench| {
+                bench.iter_custom(|times| {
+                    let (before, start) = (relay.cpu(), std::time::Instant::now());
+                    (0..times).for_each(|_| transfer(&mut through, &block));
+                    let took = start.elapsed();
+                    sent += times * size as u64;
+                    cpu += relay.cpu() - before;
+                    took
+                });
+            });
+            if let Some(per_gib) = (u128::from(cpu) << 30).checked_div(u128::from(sent)) {
+                println!("{name}/{size}: the relay takes {:.1} ms of CPU per GiB", per_gib as f64 / 1e6);
+            }
+        }
+        let mut direct = connect(answering(size));
+        group.bench_function(BenchmarkId::new("loopback", size), |bench| {
+            bench.iter(|| transfer(&mut direct, &block));
+        });
+        let mut copy = vec![0; size];
+        group.bench_function(BenchmarkId::new("memcpy", size), |bench| {
+            bench.iter(|| copy.copy_from_slice(black_box(&block)));
+        });
+    }
 }
 
 criterion_group!(benches, bytes);

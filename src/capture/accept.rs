@@ -178,6 +178,7 @@ mod tests {
             mark: None,
             reuse_port: false,
             congestion: None,
+            keepalive: None,
         });
         let listener = listener.unwrap();
         let addr = listener.local_addr().unwrap();

@@ -24,7 +24,8 @@ pub struct Config {
     pub transparent: Transparent,
     /// Whether listeners serve IPv6 (`IPV6_ENABLED`).
     pub ipv6: bool,
-    /// Probes on application connections (`KEEPALIVE_*`).
+    /// Probes on connections of applications, accepted and dialled (`KEEPALIVE_*`). Tunnels have PINGs instead, which
+    /// find out in 30 s at most whether the far proxy still runs; probes would only ask its kernel.
     pub keepalive: Option<Keepalive>,
 }
 
@@ -82,17 +83,18 @@ impl Pod {
                 Ok(name) if name.starts_with("bbr") => Some("cubic"),
                 _ => None,
             };
-            let one = |port, congestion| {
+            let one = |port, congestion, keepalive| {
                 socket::listen(&Listen {
                     addr: socket::wildcard(port, config.ipv6),
                     mark: config.mark,
                     reuse_port: config.reuse_port,
                     congestion,
+                    keepalive,
                 })
             };
-            let tunnel = one(TUNNEL_PORT, None)?;
-            let plaintext = one(PLAINTEXT_PORT, None)?;
-            let outbound = one(OUTBOUND_PORT, congestion)?;
+            let tunnel = one(TUNNEL_PORT, None, None)?;
+            let plaintext = one(PLAINTEXT_PORT, None, config.keepalive)?;
+            let outbound = one(OUTBOUND_PORT, congestion, config.keepalive)?;
             let source = socket::source_address(config.transparent)?;
             Ok((Listeners { outbound, plaintext, tunnel }, source, congestion))
         })?;

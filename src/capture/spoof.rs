@@ -19,7 +19,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::pod::Pod;
-use crate::net::socket::{PortChoice, SourceAddress, bind_spoofed, dialer, start_connect};
+use crate::net::socket::{Keepalive, PortChoice, SourceAddress, bind_spoofed, dialer, start_connect};
 use crate::net::{ClientAddr, OriginalDst, TargetAddr};
 
 /// Ports tried before a client's address counts as used up.
@@ -153,10 +153,19 @@ impl Pod {
         }
     }
 
-    /// Starts to dial `to` from the pod's own address, over the network that is between.
+    /// Starts to dial `to` in plaintext from the pod's own address, over the network that is between.
     pub fn dial_out(&self, to: SocketAddr) -> io::Result<std::net::TcpStream> {
+        self.dial_far(to, self.config.keepalive)
+    }
+
+    /// As [`Pod::dial_out`], for a tunnel, whose PINGs do what `KEEPALIVE_*` does elsewhere.
+    pub fn dial_tunnel(&self, to: SocketAddr) -> io::Result<std::net::TcpStream> {
+        self.dial_far(to, None)
+    }
+
+    fn dial_far(&self, to: SocketAddr, keepalive: Option<Keepalive>) -> io::Result<std::net::TcpStream> {
         self.netns.run(|| {
-            let socket = dialer(to, self.config.mark, self.config.keepalive)?;
+            let socket = dialer(to, self.config.mark, keepalive)?;
             start_connect(&socket, to)?;
             Ok(socket.into())
         })

@@ -1,27 +1,24 @@
 //! Carries plaintext both ways until both ends are done. Tunnels carry their own bytes.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::io;
 use std::task::{Poll, Waker};
 
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+use self::pool::{Buffer, FILL, Lent};
 use super::{Outcome, Seen, Side as Application};
-use crate::net::socket::{close_in_order, reset_on_close};
+use crate::net::socket::{close_in_order, receive, reset_on_close, tell_what_is_left, watch_half_closed};
 
+mod pool;
 #[cfg(test)]
 mod tests;
 
-/// One buffer's size: large enough that system calls do not dominate, small enough to stay in cache.
-const BUFFER: usize = 64 << 10;
-/// Buffers a worker keeps for the next connection that has something to say.
-const SPARE: usize = 32;
+pub use pool::{Spare, spare};
 
-thread_local! {
-    /// This worker's spare buffers. An idle connection owns none.
-    static BUFFERS: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
-}
+/// Bytes that one direction moves before the worker's other connections have their turn.
+const TURN: usize = 1 << 20;
 
 /// Counts bytes as they are delivered.
 pub trait Meter {
@@ -50,29 +47,63 @@ impl From<Broken> for Outcome {
     }
 }
 
+/// When bytes go through a pipe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Splice {
+    /// Once a direction has moved this many bytes, and as long as it moves at least `chunk` at a time: less is cheaper
+    /// to copy.
+    After {
+        /// Bytes.
+        moved: usize,
+        /// Bytes.
+        chunk: usize,
+    },
+    /// Never.
+    Off,
+}
+
+impl Default for Splice {
+    /// What `docs/decisions/0013-splice-plaintext.md` found.
+    fn default() -> Self {
+        Self::After { moved: 64 << 10, chunk: 32 << 10 }
+    }
+}
+
 /// Carries bytes both ways until both ends are done.
 ///
 /// One end's close is passed on as a half-close, so a client that stops sending still hears the answer. One end's
-/// reset is passed on as a reset.
+/// reset is passed on as a reset. While only one direction lives, probes find out whether both ends are still there.
 ///
-/// - Memory: none while both ends are idle; one pooled 64 KiB buffer per direction while bytes move.
+/// - Memory: none while both ends are idle; one pooled 64 KiB buffer, or one pipe, per direction while bytes move.
 /// - Errors: [`Broken`] names the end that failed; both ends are reset.
 /// - Cancel: dropping the future resets both ends, and so does the death of the process; bytes in flight are lost.
 /// - Source: RFC 9293 §3.6.1.
 pub async fn relay(downstream: TcpStream, upstream: TcpStream, meter: &impl Meter) -> Result<(), Broken> {
+    relay_by(Splice::default(), downstream, upstream, meter).await
+}
+
+/// As [`relay`], with another choice of when to splice.
+pub async fn relay_by(
+    splice: Splice,
+    downstream: TcpStream,
+    upstream: TcpStream,
+    meter: &impl Meter,
+) -> Result<(), Broken> {
     // A reset is the end unless both were done: also when this is dropped, and when the process dies.
     reset_on_close(&downstream);
     reset_on_close(&upstream);
+    tell_what_is_left(&downstream);
+    tell_what_is_left(&upstream);
     let (down_fin, up_fin) = (Fin::default(), Fin::default());
     let request = async {
-        let sides = Sides { from: &downstream, to: &upstream, from_fin: &down_fin, to_fin: &up_fin };
+        let sides = Sides { from: &downstream, to: &upstream, from_fin: &down_fin, to_fin: &up_fin, splice };
         sides.carry(|bytes| meter.to_upstream(bytes)).await.map_err(|broken| match broken {
             Side::From(kind) => Broken::Downstream(kind),
             Side::To(kind) => Broken::Upstream(kind),
         })
     };
     let answer = async {
-        let sides = Sides { from: &upstream, to: &downstream, from_fin: &up_fin, to_fin: &down_fin };
+        let sides = Sides { from: &upstream, to: &downstream, from_fin: &up_fin, to_fin: &down_fin, splice };
         sides.carry(|bytes| meter.to_downstream(bytes)).await.map_err(|broken| match broken {
             Side::From(kind) => Broken::Upstream(kind),
             Side::To(kind) => Broken::Downstream(kind),
@@ -96,42 +127,134 @@ struct Sides<'a> {
     to: &'a TcpStream,
     from_fin: &'a Fin,
     to_fin: &'a Fin,
+    splice: Splice,
+}
+
+/// What came of one chunk.
+enum Moved {
+    /// So many bytes; there may be more to read.
+    Some(usize),
+    /// So many bytes, which was all there is.
+    Last(usize),
+    /// The source said that it is done.
+    End,
 }
 
 impl Sides<'_> {
     async fn carry(&self, delivered: impl Fn(usize)) -> Result<(), Side> {
+        // Bytes so far, of this turn, and of the chunk before.
+        let (mut total, mut turn, mut chunk) = (0usize, 0, 0);
         loop {
             tokio::select! {
                 ready = self.from.readable() => ready.map_err(|cause| Side::From(cause.kind()))?,
                 kind = reset_after_fin(self.to, self.to_fin) => return Err(Side::To(kind)),
             }
-            let mut buffer = Borrowed::take();
             loop {
-                match self.from.try_read(&mut buffer.0) {
-                    Ok(0) => {
-                        self.from_fin.set();
-                        // NotConnected: the far end is gone and has everything it wanted.
-                        let _ = socket2::SockRef::from(self.to).shutdown(std::net::Shutdown::Write);
+                let moved = match self.pipe(total, chunk) {
+                    Some(pipe) => self.splice(pipe, &delivered).await?,
+                    None => self.copy(&delivered).await?,
+                };
+                chunk = match moved {
+                    Moved::Some(bytes) | Moved::Last(bytes) => bytes,
+                    Moved::End => {
+                        self.end();
                         return Ok(());
                     }
-                    Ok(read) => {
-                        tokio::select! {
-                            biased;
-                            written = write_all(self.to, &buffer.0[..read]) =>
-                                written.map_err(|cause| Side::To(cause.kind()))?,
-                            // While `to` takes nothing nobody reads `from`, so its reset must be looked for.
-                            kind = broken(self.from) => return Err(Side::From(kind)),
-                        }
-                        delivered(read);
-                        // One turn per full buffer, so that a busy connection does not hold up its worker.
-                        tokio::task::consume_budget().await;
-                    }
-                    Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => break,
-                    Err(cause) => return Err(Side::From(cause.kind())),
+                };
+                total = total.saturating_add(chunk);
+                turn += chunk;
+                if turn >= TURN {
+                    turn = 0;
+                    tokio::task::yield_now().await;
+                } else {
+                    tokio::task::consume_budget().await;
+                }
+                if matches!(moved, Moved::Last(_)) {
+                    break;
                 }
             }
         }
     }
+
+    /// The pipe for the next chunk, if there shall be one.
+    fn pipe(&self, total: usize, chunk: usize) -> Option<Lent> {
+        match self.splice {
+            Splice::After { moved, chunk: least } if total >= moved && chunk >= least => Lent::borrow(),
+            _ => None,
+        }
+    }
+
+    async fn splice(&self, mut pipe: Lent, delivered: &impl Fn(usize)) -> Result<Moved, Side> {
+        match pipe.fill(self.from, FILL) {
+            // Nothing to read, or the end, or urgent data next: `recv` tells which.
+            Ok(0) => return self.copy(delivered).await,
+            Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => return self.copy(delivered).await,
+            Err(cause) => return Err(Side::From(cause.kind())),
+            Ok(_) => {}
+        }
+        let filled = pipe.held();
+        while pipe.held() > 0 {
+            match pipe.drain(self.to) {
+                Ok(taken) => delivered(taken),
+                Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => self.room().await?,
+                Err(cause) => return Err(Side::To(cause.kind())),
+            }
+        }
+        Ok(Moved::Some(filled))
+    }
+
+    async fn copy(&self, delivered: &impl Fn(usize)) -> Result<Moved, Side> {
+        let mut buffer = Buffer::borrow();
+        let (read, more) = match receive(self.from, &mut buffer) {
+            Ok((0, _)) => return Ok(Moved::End),
+            Ok(read) => read,
+            Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => (0, false),
+            Err(cause) => return Err(Side::From(cause.kind())),
+        };
+        if !more {
+            // At once: after the next wait it could be the readiness of bytes that have come since.
+            forget(self.from, Interest::READABLE);
+        }
+        let mut left = &buffer[..read];
+        while !left.is_empty() {
+            match self.to.try_write(left) {
+                Ok(written) => {
+                    delivered(written);
+                    left = &left[written..];
+                }
+                Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => self.room().await?,
+                Err(cause) => return Err(Side::To(cause.kind())),
+            }
+        }
+        Ok(if more { Moved::Some(read) } else { Moved::Last(read) })
+    }
+
+    /// Waits until `to`, which was full, takes more.
+    async fn room(&self) -> Result<(), Side> {
+        forget(self.to, Interest::WRITABLE);
+        tokio::select! {
+            biased;
+            ready = self.to.writable() => ready.map_err(|cause| Side::To(cause.kind())),
+            // Meanwhile nobody reads `from`, so its reset must be looked for.
+            kind = broken(self.from) => Err(Side::From(kind)),
+        }
+    }
+
+    /// `from` is done: passes that on.
+    fn end(&self) {
+        self.from_fin.set();
+        // NotConnected: the far end is gone and has everything it wanted.
+        let _ = socket2::SockRef::from(self.to).shutdown(std::net::Shutdown::Write);
+        if !self.to_fin.seen.get() {
+            watch_half_closed(self.from);
+            watch_half_closed(self.to);
+        }
+    }
+}
+
+/// Takes back that `socket` is ready for `interest`, without the system call that would find it out.
+fn forget(socket: &TcpStream, interest: Interest) {
+    let _ = socket.try_io(interest, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
 }
 
 /// Writes all of `data`, waiting while the socket is full.
@@ -189,26 +312,5 @@ pub async fn broken(socket: &TcpStream) -> io::ErrorKind {
         Ok(Some(cause)) | Err(cause) => cause.kind(),
         // Both directions are shut, which also wakes; the other half of the work sees the end itself.
         Ok(None) => std::future::pending().await,
-    }
-}
-
-/// One of this worker's buffers; goes back when dropped.
-struct Borrowed(Box<[u8]>);
-
-impl Borrowed {
-    fn take() -> Self {
-        let spare = BUFFERS.with_borrow_mut(Vec::pop);
-        Self(spare.unwrap_or_else(|| vec![0; BUFFER].into_boxed_slice()))
-    }
-}
-
-impl Drop for Borrowed {
-    fn drop(&mut self) {
-        let buffer = std::mem::take(&mut self.0);
-        BUFFERS.with_borrow_mut(|spare| {
-            if spare.len() < SPARE {
-                spare.push(buffer);
-            }
-        });
     }
 }

@@ -32,7 +32,7 @@ use crate::flow::Side;
 use crate::flow::relay::{Fin, Meter, broken, reset_after_fin, write_all};
 use crate::http2::Code;
 use crate::identity::VerifiedPeer;
-use crate::net::socket::{close_in_order, reset_on_close};
+use crate::net::socket::{close_in_order, reset_on_close, watch_half_closed};
 
 /// Bytes of one stream that may wait for the tunnel's socket, per role.
 const CLIENT_SEND_BUFFER: usize = 4 << 20;
@@ -392,6 +392,7 @@ async fn to_tunnel(
         match app.try_read_buf(&mut buffer) {
             Ok(0) => {
                 app_fin.set();
+                watch_half_closed(app);
                 return send.send_data(Bytes::new(), true).map_err(|cause| lost_while_sending(send, &cause));
             }
             Ok(read) => {
@@ -463,6 +464,7 @@ async fn to_app(
             None => {
                 // NotConnected: the application is gone and has everything it wanted.
                 let _ = socket2::SockRef::from(app).shutdown(std::net::Shutdown::Write);
+                watch_half_closed(app);
                 return Ok(());
             }
         }

@@ -216,7 +216,7 @@ async fn accept(
 async fn connect(plan: DialPlan) -> Result<Secured, HandshakeError> {
     let to = plan.to;
     let failed = |cause: io::Error| HandshakeError::Connect { to, cause: cause.into() };
-    let socket = plan.pod.dial_out(to).map_err(failed)?;
+    let socket = plan.pod.dial_tunnel(to).map_err(failed)?;
     let tcp = connected(socket, TCP_DEADLINE).await.map_err(|cause| match cause.kind() {
         io::ErrorKind::TimedOut => HandshakeError::ConnectTimeout { to, after: TCP_DEADLINE },
         _ => failed(cause),

@@ -6,6 +6,7 @@
 mod addr;
 pub mod mailbox;
 mod netns;
+mod pipe;
 pub mod socket;
 #[expect(unsafe_code, reason = "the one file that talks to the kernel without a safe wrapper")]
 mod sys;
@@ -14,4 +15,5 @@ mod tests;
 
 pub use addr::{ClientAddr, OriginalDst, TargetAddr, canonical};
 pub use netns::{Netns, NetnsId};
+pub use pipe::Pipe;
 pub use sys::{die_with_this_thread, lower_thread_priority, watched};

@@ -50,6 +50,8 @@ pub struct Listen {
     pub reuse_port: bool,
     /// Congestion control that accepted sockets inherit; `None` keeps the system's.
     pub congestion: Option<&'static str>,
+    /// Probes that accepted sockets inherit; `None` for none.
+    pub keepalive: Option<Keepalive>,
 }
 
 /// Whether a client's address is kept towards the application (`ENABLE_ORIG_SRC`).
@@ -97,6 +99,9 @@ pub fn listen(how: &Listen) -> io::Result<TcpListener> {
     socket.set_tcp_nodelay(true).map_err(what("setting TCP_NODELAY"))?;
     if let Some(name) = how.congestion {
         prefer_congestion(&socket, name);
+    }
+    if let Some(keepalive) = how.keepalive {
+        keepalive.apply(&socket).map_err(what("setting SO_KEEPALIVE"))?;
     }
     socket.bind(&how.addr.into()).map_err(what("binding"))?;
     socket.listen(BACKLOG).map_err(what("listening"))?;
@@ -214,6 +219,38 @@ pub fn original_dst(socket: &impl AsFd) -> io::Result<OriginalDst> {
     // Each lookup answers only for its own family; the other fails with ENOENT or ENOPROTOOPT.
     let looked_up = if local.is_ipv4() { sys::original_dst_v4(fd) } else { sys::original_dst_v6(fd) };
     Ok(OriginalDst::new(looked_up.unwrap_or(local)))
+}
+
+/// Probes of a connection of which one direction is over. Connection tracking forgets such a connection after 60 s
+/// without a packet (`nf_conntrack_tcp_timeout_close_wait`), and by then a peer that is gone has missed all three.
+const HALF_CLOSED: Keepalive =
+    Keepalive { idle: Duration::from_secs(15), interval: Duration::from_secs(15), probes: 3 };
+
+/// Has the far end of `socket` probed often enough for a connection of which one direction is over: it stays known to
+/// connection tracking while the far end lives, and is reset within 60 s once that is gone.
+///
+/// Bytes that are not acknowledged, or wait for a closed window, are probes themselves; from Linux 6.15 on they too come
+/// at least every 15 s. Why this is enough: `docs/decisions/0014-ends.md`.
+pub fn watch_half_closed(socket: &impl AsFd) {
+    // Failure means that the socket is already dead, which shows when it is used.
+    let _ = HALF_CLOSED.apply(socket);
+    let _ = sys::set_longest_rto(socket.as_fd(), 15_000);
+}
+
+/// Has [`receive`] tell what it leaves. Without it, one call more finds out.
+pub fn tell_what_is_left(socket: &impl AsFd) {
+    // Kernels before 4.18 cannot.
+    let _ = sys::set_inq(socket.as_fd());
+}
+
+/// Reads what has arrived. Returns how many bytes, 0 at the end; and whether there may be more to read, the end
+/// included. A short read alone does not say that there is nothing: it also stops before urgent data.
+///
+/// # Errors
+/// `WouldBlock`, or the connection's own.
+pub fn receive(socket: &impl AsFd, buffer: &mut [u8]) -> io::Result<(usize, bool)> {
+    let (read, left) = sys::recv(socket.as_fd(), buffer)?;
+    Ok((read, left != Some(0)))
 }
 
 /// Makes the next close of `socket` send RST instead of FIN, so that the far end sees an abnormal end. The kernel's

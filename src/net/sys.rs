@@ -19,6 +19,12 @@ const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
 /// `SO_ORIGINAL_DST` and `IP6T_SO_ORIGINAL_DST` (linux/netfilter_ipv4.h, linux/netfilter_ipv6/ip6_tables.h).
 const SO_ORIGINAL_DST: c_int = 80;
 
+/// `TCP_INQ`, also the type of its control message (linux/tcp.h).
+const TCP_INQ: c_int = 36;
+
+/// `TCP_RTO_MAX_MS` (linux/tcp.h).
+const TCP_RTO_MAX_MS: c_int = 44;
+
 fn check(rc: c_int) -> io::Result<c_int> {
     if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(rc) }
 }
@@ -32,13 +38,22 @@ const fn len<T>() -> socklen_t {
 }
 
 fn set_flag(socket: BorrowedFd<'_>, level: c_int, name: c_int) -> io::Result<()> {
-    let on: c_int = 1;
-    // SAFETY: the borrow keeps the descriptor open for the call; the kernel only reads `on`, which outlives
+    set_number(socket, level, name, 1)
+}
+
+fn set_number(socket: BorrowedFd<'_>, level: c_int, name: c_int, number: c_int) -> io::Result<()> {
+    // SAFETY: the borrow keeps the descriptor open for the call; the kernel only reads `number`, which outlives
     // the call, and the length is its exact size.
     check(unsafe {
-        libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const on).cast(), len::<c_int>())
+        libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const number).cast(), len::<c_int>())
     })
     .map(drop)
+}
+
+/// The longest time between two transmissions of what stays unacknowledged, and between two probes of a window that
+/// stays closed. Fails with ENOPROTOOPT before Linux 6.15, with EINVAL outside 1,000 to 120,000 ms.
+pub(super) fn set_longest_rto(socket: BorrowedFd<'_>, milliseconds: c_int) -> io::Result<()> {
+    set_number(socket, libc::IPPROTO_TCP, TCP_RTO_MAX_MS, milliseconds)
 }
 
 /// The `CLONE_NEW*` constant of the namespace `fd` names. Fails with ENOTTY when it names none.
@@ -65,6 +80,37 @@ pub(super) fn set_ipv6_freebind(socket: BorrowedFd<'_>) -> io::Result<()> {
 /// Defers the choice of a source port from `bind` to `connect`, where the whole 4-tuple is known (ip(7)).
 pub(super) fn set_bind_address_no_port(socket: BorrowedFd<'_>) -> io::Result<()> {
     set_flag(socket, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT)
+}
+
+/// Has [`recv`] learn how much it leaves. Fails with ENOPROTOOPT before Linux 4.18.
+pub(super) fn set_inq(socket: BorrowedFd<'_>) -> io::Result<()> {
+    set_flag(socket, libc::IPPROTO_TCP, TCP_INQ)
+}
+
+/// A control message of `TCP_INQ`: its head, and how many bytes wait. Padded as `CMSG_SPACE` says, by its alignment.
+#[repr(C)]
+struct Inq {
+    head: libc::cmsghdr,
+    waiting: c_int,
+}
+
+/// Reads into `buffer`. Returns how much, and how much is left to read, if the kernel says so (see [`set_inq`]): at the
+/// end of the stream, which is still to be read, it says 1.
+pub(super) fn recv(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, Option<c_int>)> {
+    let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: all-zero is a valid value of these plain structs.
+    let (mut control, mut message): (Inq, libc::msghdr) = unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = (&raw mut control).cast();
+    message.msg_controllen = size_of::<Inq>();
+    // SAFETY: the borrow keeps the descriptor open; `message` names one part of `buffer`'s length and control space of
+    // its exact size, all exclusively ours until the call returns.
+    let read = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, 0) };
+    let read = usize::try_from(read).map_err(|_| io::Error::last_os_error())?;
+    let told = message.msg_controllen != 0
+        && (control.head.cmsg_level, control.head.cmsg_type) == (libc::IPPROTO_TCP, TCP_INQ);
+    Ok((read, told.then_some(control.waiting)))
 }
 
 /// Where an IPv4 connection was going before a REDIRECT rule. ENOENT when conntrack knows no such entry.

@@ -61,7 +61,7 @@ fn wired() -> Wired {
 }
 
 fn listen(netns: &Netns, addr: SocketAddr, mark: Mark) -> TcpListener {
-    let how = Listen { addr, mark, reuse_port: true, congestion: None };
+    let how = Listen { addr, mark, reuse_port: true, congestion: None, keepalive: None };
     netns.run(|| socket::listen(&how)).unwrap()
 }
 
