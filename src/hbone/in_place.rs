@@ -11,6 +11,8 @@
 
 mod backlog;
 mod buffers;
+#[cfg(test)]
+pub(super) mod calls;
 mod connection;
 mod driver;
 mod stream;
@@ -43,7 +45,7 @@ use crate::flow::Side;
 use crate::flow::relay::{Meter, broken};
 use crate::http2::{self, Code, Fields, Machine, Role, StreamId};
 use crate::identity::VerifiedPeer;
-use crate::net::socket::{close_in_order, reset_on_close};
+use crate::net::socket::{close_in_order, reset_on_close, tell_what_is_left, watch_half_closed};
 use crate::tls::Established;
 
 /// Gives back what the buffers of this worker hold and nobody needed of late.
@@ -55,25 +57,6 @@ pub(super) fn release_spare() {
 #[cfg(test)]
 pub(super) fn held() -> (usize, usize) {
     (backlog::held(), buffers::held().0)
-}
-
-/// Data system calls of this thread, for those who test how many there are.
-#[cfg(test)]
-pub(super) mod calls {
-    use std::cell::Cell;
-
-    thread_local! {
-        static CALLS: Cell<usize> = const { Cell::new(0) };
-    }
-
-    pub(super) fn count() {
-        CALLS.set(CALLS.get() + 1);
-    }
-
-    /// How many there were since the last time.
-    pub fn take() -> usize {
-        CALLS.take()
-    }
 }
 
 fn now() -> Instant {
@@ -436,6 +419,7 @@ impl Opened {
         drop(headers);
         // A reset is the end unless both were done: also when this is dropped, and when the process dies.
         reset_on_close(&app);
+        tell_what_is_left(&app);
         let app = Rc::new(app);
         if let Some(stream) = held.connection.inner.borrow_mut().streams.get_mut(&held.id) {
             stream.app = Some(App { socket: app.clone(), meter, side });
@@ -539,8 +523,9 @@ impl Held {
                 Sent::End => {
                     if let Some(stream) = inner.streams.get_mut(&self.id) {
                         stream.sent_end = true;
-                        if stream.passed_fin {
-                            result.0 = Some(Ended::Complete);
+                        match stream.passed_fin {
+                            true => result.0 = Some(Ended::Complete),
+                            false => watch_half_closed(app),
                         }
                     }
                 }

@@ -16,6 +16,7 @@ use crate::flow::Side;
 use crate::flow::relay::Meter;
 use crate::hbone::ended::Ended;
 use crate::http2::{Response, StreamId};
+use crate::net::socket::watch_half_closed;
 
 /// The streams of one tunnel, by number.
 pub(super) type Streams = HashMap<StreamId, Stream, BuildHasherDefault<ById>>;
@@ -229,6 +230,9 @@ impl Stream {
             // NotConnected: the application is gone and has everything it wanted.
             let _ = socket2::SockRef::from(&*app.socket).shutdown(std::net::Shutdown::Write);
             self.passed_fin = true;
+            if !self.sent_end {
+                watch_half_closed(&*app.socket);
+            }
         }
     }
 }

@@ -20,6 +20,7 @@ use tokio::net::TcpStream;
 
 use super::buffers::{Buffer, HEADROOM, Size, Use};
 use crate::http2::HEAD;
+use crate::net::socket::receive;
 use crate::tls::{HEADER, MAX_BODY, OVERHEAD, PeerKeys, SLOT, SealError, Sealer, SmallRecord, TRAILER};
 
 /// Slots that one `readv` fills at the most.
@@ -122,7 +123,7 @@ impl Transmit {
         #[cfg(test)]
         super::calls::count();
         let read = if first == room {
-            app.try_read(head)
+            app.try_io(Interest::READABLE, || receive(app, head))
         } else {
             // Behind the first body stand its trailer and the next slots.
             let slots = &mut rest[TRAILER..];
@@ -140,15 +141,17 @@ impl Transmit {
                 left -= length;
                 count += 1;
             }
-            app.try_read_vectored(&mut parts[..count])
+            // That a read was short does not say that there is no more: it also stops in front of urgent data.
+            app.try_read_vectored(&mut parts[..count]).map(|read| (read, true))
         };
         match read {
-            Ok(0) => Ok(Read::End),
-            Ok(n) if n < room => {
-                nothing_more(app, Interest::READABLE);
-                Ok(Read::Some(n))
+            Ok((0, _)) => Ok(Read::End),
+            Ok((read, more)) => {
+                if !more {
+                    nothing_more(app, Interest::READABLE);
+                }
+                Ok(if read == room { Read::Full(read) } else { Read::Some(read) })
             }
-            Ok(n) => Ok(Read::Full(n)),
             Err(cause) if matches!(cause.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
                 Ok(Read::Nothing)
             }
