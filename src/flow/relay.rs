@@ -245,7 +245,7 @@ impl Sides<'_> {
         self.from_fin.set();
         // NotConnected: the far end is gone and has everything it wanted.
         let _ = socket2::SockRef::from(self.to).shutdown(std::net::Shutdown::Write);
-        if !self.to_fin.seen.get() {
+        if !self.to_fin.is_set() {
             watch_half_closed(self.from);
             watch_half_closed(self.to);
         }
@@ -283,6 +283,11 @@ impl Fin {
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
+    }
+
+    /// Whether it was noted.
+    pub fn is_set(&self) -> bool {
+        self.seen.get()
     }
 
     async fn seen(&self) {

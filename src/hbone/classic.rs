@@ -464,7 +464,9 @@ async fn to_app(
             None => {
                 // NotConnected: the application is gone and has everything it wanted.
                 let _ = socket2::SockRef::from(app).shutdown(std::net::Shutdown::Write);
-                watch_half_closed(app);
+                if !app_fin.is_set() {
+                    watch_half_closed(app);
+                }
                 return Ok(());
             }
         }

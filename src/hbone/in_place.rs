@@ -51,6 +51,7 @@ use crate::tls::Established;
 /// Gives back what the buffers of this worker hold and nobody needed of late.
 pub(super) fn release_spare() {
     buffers::trim(Instant::now());
+    backlog::release_spare();
 }
 
 /// What this worker's tunnels hold: bytes in backlogs, and in borrowed buffers.

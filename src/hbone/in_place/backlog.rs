@@ -8,7 +8,8 @@
 //! - At [`LIMIT`] the stream with the largest backlog of the tunnel that brings more is reset. Streams that take nothing at all
 //!   come there only when there are more than a hundred of them.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 
 /// By how many bytes the windows of one worker's streams may have grown beyond those they begin with.
 const GROWTH: usize = 32 << 20;
@@ -20,6 +21,34 @@ pub(super) const LIMIT: usize = 64 << 20;
 thread_local! {
     static BYTES: Cell<usize> = const { Cell::new(0) };
     static GROWN: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Emptied backlogs that are kept for the next stream that needs one, and how large they may be, in bytes.
+const SPARE: usize = 4;
+const SPARE_SIZE: usize = 4 << 20;
+
+thread_local! {
+    static SPARES: RefCell<Vec<VecDeque<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Room for a backlog: that of another one which was emptied, if there is one.
+pub(super) fn take() -> VecDeque<u8> {
+    SPARES.with_borrow_mut(Vec::pop).unwrap_or_default()
+}
+
+/// A backlog is empty, and its stream holds no memory for it any more.
+pub(super) fn give_back(mut emptied: VecDeque<u8>) {
+    emptied.clear();
+    SPARES.with_borrow_mut(|spares| {
+        if spares.len() < SPARE && emptied.capacity() <= SPARE_SIZE {
+            spares.push(emptied);
+        }
+    });
+}
+
+/// Lets go of what is kept for the next.
+pub(super) fn release_spare() {
+    SPARES.take();
 }
 
 /// How much the windows of one tunnel have grown, as part of its worker's sum.

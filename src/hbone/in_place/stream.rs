@@ -202,6 +202,9 @@ impl Stream {
 
     /// Keeps `bytes` until the application takes them.
     pub fn keep(&mut self, bytes: &[u8]) {
+        if self.backlog.capacity() == 0 {
+            self.backlog = backlog::take();
+        }
         backlog::add(bytes.len());
         self.backlog.extend(bytes);
     }
@@ -214,7 +217,7 @@ impl Stream {
         let written = app.write(&[IoSlice::new(front), IoSlice::new(back)], length)?;
         backlog::remove(written);
         if written == length {
-            self.backlog = VecDeque::new();
+            backlog::give_back(std::mem::take(&mut self.backlog));
         } else {
             self.backlog.drain(..written);
         }
