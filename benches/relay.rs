@@ -9,7 +9,7 @@
 //! - `loopback`: the same two applications on one connection, with nothing between them.
 //! - `memcpy`: copying that many bytes within this process.
 //!
-//! Every connection uses cubic, as those between proxy and application do (`benches/sockets.rs`).
+//! Every connection uses cubic, as those between proxy and application do.
 
 use std::fs;
 use std::hint::black_box;

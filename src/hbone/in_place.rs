@@ -493,13 +493,12 @@ impl Held {
     /// From the application to the tunnel, one batch. Says also whether the application is being read from, so that its reset
     /// will show.
     fn take(&self, inner: &mut Inner, cx: &mut Context<'_>, app: &TcpStream) -> (Option<Ended>, bool) {
-        let mut had_turn = false;
+        let had_turn = inner.streams.get(&self.id).is_some_and(|stream| stream.turn);
         let mut result = (None, false);
         while let Some(stream) = inner.streams.get(&self.id)
             && !stream.sent_end
             && stream.cut.is_none()
         {
-            had_turn |= stream.turn;
             match app.poll_read_ready(cx) {
                 Poll::Pending => {
                     result = (None, true);

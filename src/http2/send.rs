@@ -78,10 +78,12 @@ impl Machine {
         self.budgets.earn(Nuisance::Reset, 1);
         let id = stream.number();
         let status = [(&b":status"[..], &b"200"[..])];
+        let before = self.output.unsent().len();
         // A client that takes only small heads is told the status alone.
         if self.write_head(id, false, &status, fields).is_err() {
             self.write_status(id, false, StatusCode::OK);
         }
+        self.output.answered(before);
         if let Some(stream) = self.streams.get(id) {
             stream.connected = true;
         }
@@ -97,7 +99,9 @@ impl Machine {
         let ended = self.check_turn(stream)?;
         self.budgets.earn(Nuisance::Reset, 1);
         let id = stream.number();
+        let before = self.output.unsent().len();
         self.write_refusal(id, status, ended);
+        self.output.answered(before);
         self.streams.remove(id, if ended { Gone::Ended } else { Gone::ResetByUs });
         Ok(())
     }
@@ -207,7 +211,11 @@ impl Machine {
     /// Resets a stream. One that is over stays as it is.
     pub fn reset(&mut self, stream: StreamId, code: Code) {
         if self.streams.remove(stream.number(), Gone::ResetByUs).is_some() {
+            let before = self.output.unsent().len();
             self.output.reset(stream.number(), code);
+            if self.role == Role::Server {
+                self.output.answered(before);
+            }
         }
     }
 

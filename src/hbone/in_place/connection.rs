@@ -52,6 +52,8 @@ pub(super) struct Inner {
     pub ready: bool,
     /// Nothing can be opened any more.
     pub closed: bool,
+    /// Nothing can be sent any more. What the peer sent before is still read.
+    pub send_failed: Option<String>,
     /// Why it died.
     pub lost: Option<String>,
 }
@@ -87,6 +89,7 @@ impl Inner {
             flush: false,
             ready: false,
             closed: false,
+            send_failed: None,
             lost: None,
         }
     }
@@ -110,15 +113,18 @@ impl Inner {
     /// A tunnel that cannot send is found dead by its task.
     pub fn flush(&mut self, socket: &TcpStream) {
         if let Err(cause) = self.try_flush(socket) {
-            self.lose(format!("sending failed: {cause}"));
+            self.send_failed = Some(format!("sending failed: {cause}"));
         }
-        if self.transmit.is_full() || self.lost.is_some() {
+        if self.transmit.is_full() || self.send_failed.is_some() {
             self.wake_driver();
         }
     }
 
-    pub fn try_flush(&mut self, socket: &TcpStream) -> io::Result<()> {
+    fn try_flush(&mut self, socket: &TcpStream) -> io::Result<()> {
         self.flush = false;
+        if self.lost.is_some() || self.send_failed.is_some() {
+            return Ok(());
+        }
         while !self.transmit.is_full() {
             self.gather().map_err(io::Error::other)?;
             if !self.transmit.is_pending() {
@@ -154,7 +160,7 @@ impl Inner {
     }
 
     fn try_send_from(&mut self, id: StreamId, socket: &TcpStream) -> Result<Sent, SealError> {
-        if self.transmit.is_full() {
+        if self.transmit.is_full() || self.send_failed.is_some() {
             // Also with a turn: somebody else has filled the socket since. What control frames there are must go first.
             return Ok(self.wait_for_turn(id));
         }
@@ -249,6 +255,20 @@ impl Inner {
         Sent::Wait
     }
 
+    /// Whether nothing more will happen and everything we said has gone to the socket.
+    pub fn is_drained(&self) -> bool {
+        self.machine.is_finished() && !self.transmit.is_pending() && self.machine.output().is_empty()
+    }
+
+    /// `id` does not wait for a window any more.
+    pub fn shut_no_more(&mut self, id: StreamId) {
+        if let Some(stream) = self.streams.get_mut(&id)
+            && std::mem::take(&mut stream.shut)
+        {
+            self.shut.retain(|other| *other != id);
+        }
+    }
+
     /// The tunnel's window has opened.
     pub fn window_opened(&mut self) {
         for id in self.shut.drain(..) {
@@ -281,6 +301,7 @@ impl Inner {
 
     /// The connection of `id` is over on our side: whatever of it is still open is reset.
     pub fn remove(&mut self, id: StreamId, socket: &TcpStream) {
+        self.shut_no_more(id);
         let Some(stream) = self.streams.remove(&id) else { return };
         if self.lost.is_none() {
             self.machine.reset(id, Code::CANCEL);

@@ -29,8 +29,12 @@ use crate::tls::{Content, HEADER, Opened, Opener};
 const SLICES: usize = 66;
 /// A tunnel that waits for the rest of a record keeps the whole buffer while so few of its worker do; the others keep a copy.
 const KEEPERS: usize = 16;
-/// How long the end of a tunnel may take: our last bytes out, the peer's end in.
+/// How long the end of a tunnel that failed may take: the alert out, the peer's end in.
 const LINGER: Duration = Duration::from_secs(2);
+/// How long an orderly end may take: our last bytes out, and then the peer's end in, which says that it has them.
+const ORDERLY: Duration = Duration::from_secs(30);
+/// Reads in a row of what nobody wants any more.
+const UNWANTED_READS: usize = 16;
 
 thread_local! {
     /// Tunnels of this worker that keep a buffer while they wait.
@@ -45,6 +49,8 @@ pub(super) struct Driver {
     timer: Pin<Box<Sleep>>,
     /// How the tunnel ended, while its end is under way.
     ending: Option<Result<(), String>>,
+    /// Since when nothing more will happen but that our last bytes leave.
+    finishing: Option<Instant>,
     /// It has not run yet.
     fresh: bool,
 }
@@ -139,6 +145,7 @@ impl Driver {
             },
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
             ending: None,
+            finishing: None,
             fresh: true,
         }
     }
@@ -182,10 +189,13 @@ impl Driver {
         }
         if inner.machine.is_finished() {
             inner.closed = true;
+            self.finishing.get_or_insert(now);
         }
-        let _ = inner
-            .try_flush(&connection.socket)
-            .map_err(|cause| inner.lose(format!("sending failed: {cause}")));
+        inner.flush(&connection.socket);
+        // What the peer said before it went is read first: streams that ended are not cut.
+        if !more && let Some(why) = inner.send_failed.take() {
+            inner.lose(why);
+        }
         inner.next_turn();
         let why = match (&self.receive.end, inner.machine.failure(), &inner.lost) {
             (Some(End::Failed { why, .. }), ..) => Some(Err(why.clone())),
@@ -193,9 +203,10 @@ impl Driver {
             (_, _, Some(why)) => Some(Err(why.clone())),
             (Some(End::Closed), ..) if inner.streams.values().all(Stream::is_over) => Some(Ok(())),
             (Some(End::Closed), ..) => Some(Err("the peer closed the tunnel under open streams".to_owned())),
-            _ if inner.machine.is_finished() && inner.streams.values().all(|stream| stream.is_over()) => {
-                Some(Ok(()))
+            _ if self.finishing.is_some_and(|since| now >= since + ORDERLY) => {
+                Some(Err("the peer does not take our last bytes".to_owned()))
             }
+            _ if inner.is_drained() && inner.streams.values().all(|stream| stream.is_over()) => Some(Ok(())),
             _ => None,
         };
         if let Some(why) = why {
@@ -211,7 +222,8 @@ impl Driver {
             // A sealer that has failed closes nothing.
             let _ = inner.transmit.close(alert);
             self.ending = Some(why);
-            self.timer.as_mut().reset(tokio::time::Instant::now() + LINGER);
+            let patience = if self.ending.as_ref().is_some_and(Result::is_ok) { ORDERLY } else { LINGER };
+            self.timer.as_mut().reset(tokio::time::Instant::now() + patience);
             return;
         }
         if more {
@@ -220,22 +232,21 @@ impl Driver {
         if inner.transmit.is_full() {
             drop(inner.poll_full(&connection.socket, cx));
         }
-        self.rearm(cx, inner.machine.deadline());
+        let last = self.finishing.map(|since| since + ORDERLY);
+        self.rearm(cx, inner.machine.deadline().or(last));
     }
 
     /// Sends what the socket did not take, once it takes more.
     fn write(&mut self, cx: &mut Context<'_>) {
         let connection = &self.connection;
         let inner = &mut *connection.inner.borrow_mut();
-        while inner.transmit.is_full() {
-            match connection.socket.poll_write_ready(cx) {
+        while inner.transmit.is_full() && inner.send_failed.is_none() {
+            let sent = match inner.poll_full(&connection.socket, cx) {
                 Poll::Pending => return,
-                Poll::Ready(Err(cause)) => return inner.lose(format!("sending failed: {cause}")),
-                Poll::Ready(Ok(())) => {
-                    if let Err(cause) = inner.transmit.send(&connection.socket) {
-                        return inner.lose(format!("sending failed: {cause}"));
-                    }
-                }
+                Poll::Ready(sent) => sent,
+            };
+            if let Err(cause) = sent {
+                inner.send_failed = Some(format!("sending failed: {cause}"));
             }
         }
     }
@@ -292,7 +303,7 @@ impl Driver {
             }
         }
         let _ = socket2::SockRef::from(&connection.socket).shutdown(std::net::Shutdown::Write);
-        loop {
+        for _ in 0..UNWANTED_READS {
             let mut unread = [0; 4096];
             match connection.socket.try_read(&mut unread) {
                 Ok(1..) => {}
@@ -304,6 +315,8 @@ impl Driver {
                 Ok(0) | Err(_) => return Poll::Ready(result(&mut self.ending)),
             }
         }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 }
 
@@ -366,13 +379,13 @@ impl Inner {
     fn keep(&mut self, id: StreamId, slices: &[IoSlice<'_>], bytes: usize) {
         while !backlog::has_room(bytes) {
             let fullest = self.streams.iter().max_by_key(|(_, stream)| stream.backlog.len());
-            let Some((&fullest, _)) = fullest.filter(|(_, stream)| !stream.backlog.is_empty()) else { break };
+            // Where other tunnels hold all there is, it is this one's turn.
+            let fullest =
+                fullest.filter(|(_, stream)| !stream.backlog.is_empty()).map_or(id, |(&fullest, _)| fullest);
             tracing::debug!(stream = %fullest, "reset, because applications take too little");
             self.machine.reset(fullest, Code::ENHANCE_YOUR_CALM);
             if let Some(stream) = self.streams.get_mut(&fullest) {
-                backlog::remove(stream.backlog.len());
-                stream.backlog = Default::default();
-                stream.cut(Ended::PeerReset(Code::ENHANCE_YOUR_CALM));
+                stream.truncate(Ended::PeerReset(Code::ENHANCE_YOUR_CALM));
             }
             if fullest == id {
                 return;
@@ -418,6 +431,7 @@ impl Inner {
                 }
             }
             Action::Writable { stream: Some(stream) } => {
+                self.shut_no_more(stream);
                 if let Some(stream) = self.streams.get_mut(&stream) {
                     stream.wake();
                 }
@@ -568,6 +582,9 @@ impl Receive {
         }
         inner.deliver(&mut gather);
         inner.weigh();
+        if !inner.openers.is_empty() && inner.machine.can_open() > 0 {
+            inner.wake_openers();
+        }
     }
 
     /// Keeps what is not opened for the next turn. A tunnel with nothing to keep holds no memory.

@@ -111,6 +111,8 @@ pub(super) struct Stream {
     pub passed_fin: bool,
     /// END_STREAM went.
     pub sent_end: bool,
+    /// Bytes of it were thrown away: whatever else happens, its application must see a reset.
+    pub truncated: bool,
     /// Why it ends early.
     pub cut: Option<Ended>,
     /// The peer's answer to our request, until it is taken.
@@ -195,6 +197,15 @@ impl Stream {
         self.wake();
     }
 
+    /// Throws its backlog away, and ends it by that, also when the peer and we have said all on it.
+    pub fn truncate(&mut self, why: Ended) {
+        backlog::remove(self.backlog.len());
+        self.backlog = VecDeque::new();
+        self.truncated = true;
+        self.cut = Some(why);
+        self.wake();
+    }
+
     /// Whether the peer and we have said all on it.
     pub fn is_over(&self) -> bool {
         self.got_end && self.sent_end
@@ -226,7 +237,7 @@ impl Stream {
 
     /// Passes the peer's end on, once the application has everything before it.
     pub fn pass_fin(&mut self) {
-        if !self.got_end || self.passed_fin || !self.backlog.is_empty() {
+        if !self.got_end || self.passed_fin || self.truncated || !self.backlog.is_empty() {
             return;
         }
         if let Some(app) = &self.app {
