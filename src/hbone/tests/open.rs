@@ -162,7 +162,7 @@ fn a_connect_that_is_never_answered_is_given_up_after_10_s() {
         })
         .await;
         // Real time for the greetings.
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
         tokio::time::pause();
         let started = tokio::time::Instant::now();
         let late = tunnel.open(&request()).await.err().unwrap();
