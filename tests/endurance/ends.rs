@@ -1,8 +1,11 @@
 //! How connections end: a half-close stays a half-close, a reset a reset, and what was cut short never looks whole.
 
-use std::io::{self, Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::process::Command;
 use std::time::Duration;
+
+use adit::lab::Pod;
 
 use crate::stage::{End, SOON, Stage, Way, end_of, say, talks, until};
 
@@ -63,7 +66,7 @@ fn a_reset_after_a_half_close_is_passed_on(stage: &Stage, way: Way) {
         reset(stopping);
         // Reading shows the FIN for ever: the reset shows as the socket's error, without a word being sent.
         until(&what, SOON, || match other.take_error().unwrap().map(|cause| cause.kind()) {
-            Some(io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => Ok(()),
+            Some(ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => Ok(()),
             seen => Err(format!("the other side's socket has the error {seen:?}")),
         });
 
@@ -89,6 +92,68 @@ fn a_reset_of_what_nobody_reads_is_passed_on(stage: &Stage, way: Way) {
     reset(server);
     let what = format!("{way:?}, the server resets with bytes unread");
     assert_eq!(end_of(&client, SOON, &what), End::Reset, "{what}: what the client sees");
+}
+
+/// How long a half-closed connection is silent: longer than its probes take to give up (60 s), and than connection
+/// tracking knows it without a packet (60 s).
+const SILENCE: Duration = Duration::from_secs(75);
+
+#[test]
+fn a_half_closed_connection_lives_as_long_as_both_of_its_ends() {
+    let stage = Stage::new();
+    let mut silent = Vec::new();
+    let mut bereft = Vec::new();
+    for way in Way::ALL {
+        let (client_pod, server_pod) = stage.ends(way);
+        for stopper in ["client", "server"] {
+            let half_closed = || {
+                let (client, server) = stage.connect(way);
+                talks(&(client.try_clone().unwrap(), server.try_clone().unwrap())).unwrap();
+                let (stopping, other) = if stopper == "client" { (client, server) } else { (server, client) };
+                stopping.shutdown(Shutdown::Write).unwrap();
+                let what = format!("{way:?}, half-closed by the {stopper}");
+                assert_eq!(end_of(&other, SOON, &what), End::Clean, "{what}");
+                (what, stopping, other)
+            };
+            silent.push(half_closed());
+            let (what, stopping, other) = half_closed();
+            vanish(if stopper == "client" { client_pod } else { server_pod }, &stopping);
+            bereft.push((format!("{what}, which then vanishes"), other, stopping));
+            let (what, stopping, other) = half_closed();
+            vanish(if stopper == "client" { server_pod } else { client_pod }, &other);
+            bereft.push((format!("{what}, whose other end vanishes"), stopping, other));
+        }
+    }
+    let since = std::time::Instant::now();
+    for (what, left, _vanished) in &bereft {
+        until(&format!("{what}: the other end is reset"), SILENCE.saturating_sub(since.elapsed()), || {
+            // Who has read a FIN already reads nothing else, and to it a reset is EPIPE (tcp_reset, Linux 6.18).
+            match left.take_error().unwrap().map(|cause| cause.kind()) {
+                Some(ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => Ok(()),
+                other => Err(format!("its socket says {other:?}")),
+            }
+        });
+    }
+    println!("all are told after {:?}", since.elapsed());
+    std::thread::sleep(SILENCE.saturating_sub(since.elapsed()));
+    for (what, stopping, other) in silent {
+        say(&other, &stopping, b"at last").unwrap_or_else(|cause| panic!("{what}, silent since: {cause}"));
+        other.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(end_of(&stopping, SOON, &what), End::Clean, "{what}");
+    }
+}
+
+/// From here on `pod`'s end of a connection is heard no more, as after a power cut.
+fn vanish(pod: &Pod, end: &TcpStream) {
+    // What it has received it acknowledges before: who waits for an acknowledgement sends no probes, but again.
+    std::thread::sleep(Duration::from_millis(200));
+    // Whoever else had this port in that pod is gone; where it goes to is rewritten before this rule is asked.
+    let port = end.local_addr().unwrap().port().to_string();
+    let rule = ["-I", "OUTPUT", "-p", "tcp", "--sport", &port, "-j", "DROP"];
+    for program in ["iptables", "ip6tables"] {
+        let status = pod.netns().run(|| Command::new(program).args(rule).status()).unwrap();
+        assert!(status.success(), "{program} {rule:?}");
+    }
 }
 
 fn the_far_proxys_death_is_a_reset(stage: &mut Stage) {
@@ -125,7 +190,7 @@ fn the_far_proxys_death_is_a_reset(stage: &mut Stage) {
             let what = format!("{what}, after the death of the proxy of node two");
             assert_eq!(end_of(end, SOON, &what), End::Reset, "{what}");
         }
-        assert_eq!(sender.join().unwrap(), io::ErrorKind::ConnectionReset, "what the sending server is told");
+        assert_eq!(sender.join().unwrap(), ErrorKind::ConnectionReset, "what the sending server is told");
     });
     talks(&untouched).unwrap_or_else(|cause| panic!("a connection that never touched node two: {cause}"));
     stage.proxies[0].kill();
