@@ -120,7 +120,11 @@ impl Inner {
         }
     }
 
-    fn try_flush(&mut self, socket: &TcpStream) -> io::Result<()> {
+    /// As [`flush`](Self::flush), but wakes nobody: for the tunnel's task itself, which waits for a full socket by its readiness.
+    ///
+    /// # Errors
+    /// The socket takes nothing any more, or nothing can be sealed.
+    pub fn try_flush(&mut self, socket: &TcpStream) -> io::Result<()> {
         self.flush = false;
         if self.lost.is_some() || self.send_failed.is_some() {
             return Ok(());

@@ -178,7 +178,6 @@ impl Driver {
     fn go_on(&mut self, cx: &mut Context<'_>) {
         let now = tokio::time::Instant::now().into_std();
         let connection = self.connection.clone();
-        self.write(cx);
         let more = self.read(cx, now);
         let inner = &mut *connection.inner.borrow_mut();
         let due = self.timer.as_mut().poll(cx).is_ready();
@@ -191,7 +190,7 @@ impl Driver {
             inner.closed = true;
             self.finishing.get_or_insert(now);
         }
-        inner.flush(&connection.socket);
+        inner.poll_flush(&connection.socket, cx);
         // What the peer said before it went is read first: streams that ended are not cut.
         if !more && let Some(why) = inner.send_failed.take() {
             inner.lose(why);
@@ -229,26 +228,8 @@ impl Driver {
         if more {
             cx.waker().wake_by_ref();
         }
-        if inner.transmit.is_full() {
-            drop(inner.poll_full(&connection.socket, cx));
-        }
         let last = self.finishing.map(|since| since + ORDERLY);
         self.rearm(cx, inner.machine.deadline().or(last));
-    }
-
-    /// Sends what the socket did not take, once it takes more.
-    fn write(&mut self, cx: &mut Context<'_>) {
-        let connection = &self.connection;
-        let inner = &mut *connection.inner.borrow_mut();
-        while inner.transmit.is_full() && inner.send_failed.is_none() {
-            let sent = match inner.poll_full(&connection.socket, cx) {
-                Poll::Pending => return,
-                Poll::Ready(sent) => sent,
-            };
-            if let Err(cause) = sent {
-                inner.send_failed = Some(format!("sending failed: {cause}"));
-            }
-        }
     }
 
     /// Reads once and does what the bytes say. Returns whether there is probably more.
@@ -334,6 +315,21 @@ impl Inner {
     fn wait(&mut self, cx: &Context<'_>) {
         if self.driver.as_ref().is_none_or(|known| !known.will_wake(cx.waker())) {
             self.driver = Some(cx.waker().clone());
+        }
+    }
+
+    /// Sends what there is. When the socket is full afterwards, the tunnel's task is woken as soon as it takes more.
+    fn poll_flush(&mut self, socket: &tokio::net::TcpStream, cx: &mut Context<'_>) {
+        let mut sent = self.try_flush(socket);
+        while sent.is_ok() && self.transmit.is_full() && self.send_failed.is_none() {
+            sent = match self.poll_full(socket, cx) {
+                Poll::Pending => return,
+                Poll::Ready(Ok(())) => self.try_flush(socket),
+                Poll::Ready(failed) => failed,
+            };
+        }
+        if let Err(cause) = sent {
+            self.send_failed = Some(format!("sending failed: {cause}"));
         }
     }
 

@@ -6,6 +6,7 @@ use std::thread;
 
 use tokio::runtime::Runtime;
 
+use super::raw::{self, Raw};
 use super::*;
 
 const WARM_UP: usize = 32 * MIB;
@@ -92,4 +93,44 @@ fn a_mebibyte_takes_few_system_calls_on_each_side() {
     let each = calls / 2 / (MEASURED / MIB);
     println!("{calls} data system calls of both sides for {} MiB", MEASURED / MIB);
     assert!(each <= 10, "{each} data system calls per MiB and side");
+}
+
+/// CPU time that this thread has used.
+fn cpu() -> Duration {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    Duration::from_nanos(text.split(' ').next().unwrap().parse().unwrap())
+}
+
+#[test]
+fn a_tunnel_whose_peer_takes_nothing_waits_for_it_without_work() {
+    story(async || {
+        let (listener, addr) = listen();
+        let (lives, ended) = std::sync::mpsc::channel::<()>();
+        let peer = thread::spawn(move || {
+            let mut peer = Raw::serve(&listener);
+            assert_eq!(peer.until(raw::HEADERS).stream, 1);
+            // Windows that never shut: what stops the tunnel is its socket.
+            let wide = (1_u32 << 30).to_be_bytes();
+            let widened = [0, 1].map(|stream| raw::frame(raw::WINDOW_UPDATE, 0, stream, &wide)).concat();
+            peer.write(&[raw::frame(raw::HEADERS, raw::END_HEADERS, 1, raw::OK), widened].concat());
+            // Reads nothing more.
+            ended.recv().unwrap_err();
+        });
+        let secured = PLACE.handshakes.connect(plan(addr)).await.unwrap();
+        let tunnel = Tunnel::start(secured, &config()).await.unwrap();
+        let (mut app, carrying) = carried(tunnel.open(&request()).await.unwrap()).await;
+        let writing = spawn_local(async move {
+            let chunk = vec![7; MIB];
+            while tokio::io::AsyncWriteExt::write_all(&mut app, &chunk).await.is_ok() {}
+        });
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let before = cpu();
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let used = cpu() - before;
+        assert!(!writing.is_finished(), "nothing is stuck");
+        assert!(used < Duration::from_millis(500), "{used:?} of CPU in 2 s of waiting");
+        carrying.abort();
+        drop(lives);
+        peer.join().unwrap();
+    });
 }
