@@ -75,7 +75,7 @@ impl Relay {
                     socket.set_nonblocking(true).expect("an open socket");
                     AsyncStream::from_std(socket).expect("a runtime is here")
                 });
-                relay_by(splice, downstream, upstream, &Uncounted).await.expect("nobody resets");
+                relay_by(splice, downstream, upstream, Uncounted).await.expect("nobody resets");
             });
         });
         Self { addr, thread: tell.recv().expect("the thread says it first") }

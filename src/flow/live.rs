@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker};
 
 use slab::Slab;
 
@@ -78,14 +78,17 @@ impl<T, C> Live<T, C> {
 impl<T, C> Ticket<T, C> {
     /// Ready, with the reason, when this connection shall end. One waiter at a time.
     pub async fn cut(&self) -> C {
-        std::future::poll_fn(|cx| match self.entry.cut.take() {
-            Some(reason) => Poll::Ready(reason),
-            None => {
-                self.entry.waker.set(Some(cx.waker().clone()));
-                Poll::Pending
-            }
-        })
-        .await
+        std::future::poll_fn(|cx| self.poll_cut(cx)).await
+    }
+
+    /// As [`Ticket::cut`], for those who poll.
+    pub fn poll_cut(&self, cx: &Context<'_>) -> Poll<C> {
+        if let Some(reason) = self.entry.cut.take() {
+            return Poll::Ready(reason);
+        }
+        let known = self.entry.waker.take().filter(|known| known.will_wake(cx.waker()));
+        self.entry.waker.set(Some(known.unwrap_or_else(|| cx.waker().clone())));
+        Poll::Pending
     }
 
     /// What was entered.

@@ -6,6 +6,7 @@
 //! `docs/decisions/0005-when-a-record-opens.md`.
 
 mod baggage;
+mod carrying;
 mod describe;
 pub mod live;
 mod outcome;
@@ -16,6 +17,7 @@ mod tests;
 mod timeline;
 
 pub use baggage::{Baggage, BaggageError, WorkloadKind};
+pub use carrying::Carrying;
 pub use describe::{baggage_of, labels_of_service, peer_of};
 pub use outcome::{Direction, Outcome, Seen, Side};
 pub use record::{Parties, Peer, Record, Tally, early_deny};

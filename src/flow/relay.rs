@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::io;
+use std::rc::Rc;
 use std::task::{Poll, Waker};
 
 use tokio::io::Interest;
@@ -28,6 +29,16 @@ pub trait Meter {
     fn to_downstream(&self, bytes: usize);
 }
 
+impl<M: Meter + ?Sized> Meter for Rc<M> {
+    fn to_upstream(&self, bytes: usize) {
+        (**self).to_upstream(bytes);
+    }
+
+    fn to_downstream(&self, bytes: usize) {
+        (**self).to_downstream(bytes);
+    }
+}
+
 /// Which end broke, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Broken {
@@ -37,11 +48,12 @@ pub enum Broken {
     Upstream(io::ErrorKind),
 }
 
-impl From<Broken> for Outcome {
-    fn from(broken: Broken) -> Self {
-        let by = match broken {
-            Broken::Downstream(_) => Application::Client,
-            Broken::Upstream(_) => Application::Server,
+impl From<Result<(), Broken>> for Outcome {
+    fn from(ended: Result<(), Broken>) -> Self {
+        let by = match ended {
+            Ok(()) => return Self::Complete,
+            Err(Broken::Downstream(_)) => Application::Client,
+            Err(Broken::Upstream(_)) => Application::Server,
         };
         Self::Reset { by, seen: Seen::Socket }
     }
@@ -78,7 +90,7 @@ impl Default for Splice {
 /// - Errors: [`Broken`] names the end that failed; both ends are reset.
 /// - Cancel: dropping the future resets both ends, and so does the death of the process; bytes in flight are lost.
 /// - Source: RFC 9293 §3.6.1.
-pub async fn relay(downstream: TcpStream, upstream: TcpStream, meter: &impl Meter) -> Result<(), Broken> {
+pub async fn relay(downstream: TcpStream, upstream: TcpStream, meter: impl Meter) -> Result<(), Broken> {
     relay_by(Splice::default(), downstream, upstream, meter).await
 }
 
@@ -87,7 +99,7 @@ pub async fn relay_by(
     splice: Splice,
     downstream: TcpStream,
     upstream: TcpStream,
-    meter: &impl Meter,
+    meter: impl Meter,
 ) -> Result<(), Broken> {
     // A reset is the end unless both were done: also when this is dropped, and when the process dies.
     reset_on_close(&downstream);

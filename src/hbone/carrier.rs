@@ -1,6 +1,8 @@
 //! What the rest of the process sees of tunnels, whichever of the two carriers is behind them.
 
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context, Poll};
 
 use http::{HeaderMap, HeaderValue, Request, StatusCode};
 use tokio::net::TcpStream;
@@ -209,11 +211,28 @@ impl Opened {
     ///   direction, 16 KiB to 1 MiB; the classic one allocates chunks of 16 to 256 KiB.
     /// - Cancel: dropping the future resets both ends, and so does the death of the process.
     /// - Source: RFC 9113 §8.5, RFC 9293 §3.6.1.
-    pub async fn carry(self, app: TcpStream, meter: Rc<dyn Meter>) -> Ended {
-        match self.0 {
-            Stream::InPlace(opened) => opened.carry(app, meter).await,
+    pub fn carry(self, app: TcpStream, meter: Rc<dyn Meter>) -> Carry {
+        Carry(match self.0 {
+            Stream::InPlace(opened) => Way::InPlace(opened.carry(app, meter)),
             // Boxed, so that those who are carried in place do not pay for its size.
-            Stream::Classic(opened) => Box::pin(opened.carry(app, meter)).await,
-        }
+            Stream::Classic(opened) => Way::Classic(Box::pin(opened.carry(app, meter))),
+        })
+    }
+}
+
+/// A stream under way; see [`Opened::carry`]. It is small, and can be moved.
+#[must_use = "bytes move while this is polled"]
+pub struct Carry(Way);
+
+enum Way {
+    InPlace(in_place::Carry),
+    Classic(Pin<Box<dyn Future<Output = Ended>>>),
+}
+
+impl Future for Carry {
+    type Output = Ended;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Ended> {
+        either!(Way, &mut self.0, carried => Pin::new(carried).poll(cx))
     }
 }

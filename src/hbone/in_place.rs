@@ -21,6 +21,7 @@ mod tests;
 mod transmit;
 
 use std::cell::{Cell, RefCell};
+use std::io::ErrorKind;
 use std::net::TcpStream as StdStream;
 use std::pin::{Pin, pin};
 use std::rc::{Rc, Weak};
@@ -415,9 +416,8 @@ impl Opened {
     }
 
     /// Carries bytes both ways until both ends are done. See [`super::Opened::carry`].
-    pub async fn carry(self, app: TcpStream, meter: Rc<dyn Meter>) -> Ended {
-        let Self { held, app: side, headers } = self;
-        drop(headers);
+    pub fn carry(self, app: TcpStream, meter: Rc<dyn Meter>) -> Carry {
+        let Self { held, app: side, .. } = self;
         // A reset is the end unless both were done: also when this is dropped, and when the process dies.
         reset_on_close(&app);
         tell_what_is_left(&app);
@@ -425,40 +425,52 @@ impl Opened {
         if let Some(stream) = held.connection.inner.borrow_mut().streams.get_mut(&held.id) {
             stream.app = Some(App { socket: app.clone(), meter, side });
         }
-        let mut broken = pin!(broken(&app));
-        let ended = std::future::poll_fn(|cx| held.poll(cx, &app, broken.as_mut())).await;
-        if ended == Ended::Complete {
-            close_in_order(&app);
+        Carry { held, app, broken: None }
+    }
+}
+
+/// A stream that is carried. As small as can be: most connections are idle most of the time.
+pub(super) struct Carry {
+    held: Held,
+    app: Rc<TcpStream>,
+    /// Looks for the application's reset; made when nobody reads from it for the first time.
+    broken: Option<Pin<Box<dyn Future<Output = ErrorKind>>>>,
+}
+
+impl Future for Carry {
+    type Output = Ended;
+
+    /// Moves what can be moved in both directions.
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Ended> {
+        let Self { held, app, broken: reset } = &mut *self;
+        let inner = &mut *held.connection.inner.borrow_mut();
+        let (ended, given_back) = held.give(inner, cx, app);
+        let (ended, reads) = match ended {
+            Some(ended) => (Some(ended), false),
+            None => held.take(inner, cx, app),
+        };
+        if given_back && ended.is_none() {
+            inner.flush_soon(&held.connection.socket);
         }
-        ended
+        match ended {
+            Some(ended) => {
+                if ended == Ended::Complete {
+                    close_in_order(app);
+                }
+                Poll::Ready(ended)
+            }
+            // While nobody reads from the application its reset must be looked for.
+            None if !reads => {
+                let app = app.clone();
+                let reset = reset.get_or_insert_with(|| Box::pin(async move { broken(&app).await }));
+                reset.as_mut().poll(cx).map(Ended::AppReset)
+            }
+            None => Poll::Pending,
+        }
     }
 }
 
 impl Held {
-    /// Moves what can be moved in both directions.
-    fn poll(
-        &self,
-        cx: &mut Context<'_>,
-        app: &TcpStream,
-        broken: Pin<&mut impl Future<Output = std::io::ErrorKind>>,
-    ) -> Poll<Ended> {
-        let inner = &mut *self.connection.inner.borrow_mut();
-        let (ended, given_back) = self.give(inner, cx, app);
-        let (ended, reads) = match ended {
-            Some(ended) => (Some(ended), false),
-            None => self.take(inner, cx, app),
-        };
-        if given_back && ended.is_none() {
-            inner.flush_soon(&self.connection.socket);
-        }
-        match ended {
-            Some(ended) => Poll::Ready(ended),
-            // While nobody reads from the application its reset must be looked for.
-            None if !reads => broken.poll(cx).map(Ended::AppReset),
-            None => Poll::Pending,
-        }
-    }
-
     /// From the tunnel to the application: what the tunnel's task could not write at once, and the end.
     fn give(&self, inner: &mut Inner, cx: &mut Context<'_>, app: &TcpStream) -> (Option<Ended>, bool) {
         let mut given_back = false;

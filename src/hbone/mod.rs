@@ -29,7 +29,7 @@ mod pool;
 mod tests;
 mod transport;
 
-pub use carrier::{Carrier, Incoming, Opened, Server, Tunnel};
+pub use carrier::{Carrier, Carry, Incoming, Opened, Server, Tunnel};
 pub use connect::{ConnectRequest, TraceIds};
 pub use ended::Ended;
 pub use error::{HandshakeError, OpenError};

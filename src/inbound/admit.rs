@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use crate::capture::Pod;
 use crate::flow::live::{Live, Ticket};
@@ -112,6 +113,11 @@ impl Admitted {
     /// Ready when the connection must end.
     pub async fn revoked(&self) -> Cut {
         self.ticket.cut().await
+    }
+
+    /// As [`Admitted::revoked`], for those who poll.
+    pub fn poll_revoked(&self, cx: &Context<'_>) -> Poll<Cut> {
+        self.ticket.poll_cut(cx)
     }
 }
 

@@ -15,8 +15,10 @@ use std::cell::Cell;
 use std::fmt::Display;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use http::{HeaderMap, HeaderValue, StatusCode};
@@ -26,7 +28,7 @@ use tokio::sync::oneshot;
 use crate::capture::{Accepted, Acceptor, Pod, SpoofError, connected};
 use crate::flow::live::Live;
 use crate::flow::{
-    Baggage, Outcome, Parties, Peer, Record, Seen, Side, Stage, Timeline, baggage_of, early_deny,
+    Baggage, Carrying, Outcome, Parties, Peer, Record, Seen, Side, Stage, Timeline, baggage_of, early_deny,
     labels_of_service, peer_of,
 };
 use crate::hands::Hands;
@@ -83,13 +85,22 @@ struct Tunnel {
     local: SocketAddr,
 }
 
-/// A connection of which both ends are open.
+/// A connection of which both ends are open; boxed, so that what an open needs is not kept for as long as it lives.
 struct Begun {
+    carrying: Pin<Box<dyn Future<Output = ()>>>,
+    _carried: Carried,
+}
+
+/// Carries `way` until it ends, or until the connection may not be any more.
+fn carrying(
     record: Record,
     admitted: Admitted,
-    app: TcpStream,
-    opened: Opened,
-    _carried: Carried,
+    mut way: impl FnMut(&mut Context<'_>) -> Poll<Outcome> + Unpin + 'static,
+) -> Pin<Box<dyn Future<Output = ()>>> {
+    Box::pin(Carrying::new(record, move |cx| match admitted.poll_revoked(cx) {
+        Poll::Ready(cut) => Poll::Ready(cut_short(cut)),
+        Poll::Pending => way(cx),
+    }))
 }
 
 /// Why an application was not reached.
@@ -266,14 +277,8 @@ impl Inbound {
 
     /// One CONNECT, from its head to its end.
     async fn stream(self: Rc<Self>, tunnel: Rc<Tunnel>, incoming: Incoming) {
-        // Boxed, so that what an open needs is not kept for as long as the connection lives.
         let Some(begun) = Box::pin(self.begin(&tunnel, incoming)).await else { return };
-        let Begun { record, admitted, app, opened, _carried } = begun;
-        let outcome = tokio::select! {
-            ended = opened.carry(app, record.meter()) => ended.outcome(Side::Server),
-            cut = admitted.revoked() => cut_short(cut),
-        };
-        record.close(&outcome);
+        begun.carrying.await;
     }
 
     /// From the head to the 200. `None` when it was refused, and everybody has been told.
@@ -319,7 +324,13 @@ impl Inbound {
         };
         let carried = self.hands.placement.carry(self.hands.worker);
         match self.connect(&admitted, incoming, &local, &record).await {
-            Ok((app, opened)) => Some(Begun { record, admitted, app, opened, _carried: carried }),
+            Ok((app, opened)) => {
+                let mut stream = opened.carry(app, record.meter());
+                let way = move |cx: &mut Context<'_>| {
+                    Pin::new(&mut stream).poll(cx).map(|ended| ended.outcome(Side::Server))
+                };
+                Some(Begun { carrying: carrying(record, admitted, way), _carried: carried })
+            }
             Err(outcome) => {
                 record.close(&outcome);
                 None

@@ -3,11 +3,12 @@
 use std::net::TcpStream as StdStream;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Context;
 use std::time::Instant;
 
 use tokio::net::TcpStream;
 
-use super::{Inbound, Subject, cut_short};
+use super::{Begun, Inbound, Subject, carrying, cut_short};
 use crate::capture::{Accepted, Acceptor, Downstream, Pod, Unanswered, is_own_port};
 use crate::flow::relay::relay;
 use crate::flow::{
@@ -28,7 +29,7 @@ struct Caller {
     original: OriginalDst,
     at: Instant,
     /// Keeps its port from being used in the client's name.
-    _downstream: Downstream,
+    downstream: Downstream,
 }
 
 impl Inbound {
@@ -43,7 +44,7 @@ impl Inbound {
                 let inbound = inbound.clone();
                 tokio::task::spawn_local(async move {
                     let _open = inbound.hands.shard.socket(Reporter::Destination);
-                    inbound.plaintext(caller, placing).await;
+                    inbound.clone().plaintext(caller, placing).await;
                 });
             });
         }
@@ -65,7 +66,7 @@ impl Inbound {
             return None;
         }
         let downstream = Downstream::enter(&pod, client, original);
-        Some(Caller { pod, socket, client, original, at, _downstream: downstream })
+        Some(Caller { pod, socket, client, original, at, downstream })
     }
 
     fn refuse(&self, socket: &StdStream, client: ClientAddr, dst: OriginalDst, kind: Refusal, why: &str) {
@@ -74,19 +75,21 @@ impl Inbound {
     }
 
     /// One plaintext connection, on the worker that owns it.
-    async fn plaintext(&self, caller: Caller, placing: Carried) {
-        let _carried = self.hands.placement.carry(self.hands.worker);
+    async fn plaintext(self: Rc<Self>, caller: Caller, placing: Carried) {
+        let Some(begun) = Box::pin(self.begin_plaintext(caller, placing)).await else { return };
+        begun.carrying.await;
+    }
+
+    /// From accept to the open. `None` when it was refused, and everybody has been told.
+    async fn begin_plaintext(&self, caller: Caller, placing: Carried) -> Option<Begun> {
+        let carried = self.hands.placement.carry(self.hands.worker);
         drop(placing);
         let local = match self.hands.workload(&caller.pod).await {
             Ok(local) => local,
             Err(why) => {
-                return self.refuse(
-                    &caller.socket,
-                    caller.client,
-                    caller.original,
-                    Refusal::UnknownWorkload,
-                    &why,
-                );
+                let Caller { socket, client, original, .. } = &caller;
+                self.refuse(socket, *client, *original, Refusal::UnknownWorkload, &why);
+                return None;
             }
         };
         let mut timeline = Timeline::new(caller.at);
@@ -100,7 +103,7 @@ impl Inbound {
             Err(denied) => {
                 drop(caller);
                 record.close(&denied);
-                return;
+                return None;
             }
         };
         let upstream = tokio::select! {
@@ -112,20 +115,25 @@ impl Inbound {
             Err(outcome) => {
                 drop(caller);
                 record.close(&outcome);
-                return;
+                return None;
             }
         };
         record.stamp(Stage::Connect);
         let meter = record.meter();
-        let Caller { socket, _downstream, .. } = caller;
-        let outcome = match TcpStream::from_std(socket.answer()) {
-            Err(cause) => Outcome::Broken { direction: Direction::Receive, cause: Some(cause) },
-            Ok(downstream) => tokio::select! {
-                carried = relay(downstream, upstream, &*meter) => carried.map_or_else(Outcome::from, |()| Outcome::Complete),
-                cut = admitted.revoked() => cut_short(cut),
-            },
+        let Caller { socket, downstream: port, .. } = caller;
+        let downstream = match TcpStream::from_std(socket.answer()) {
+            Ok(downstream) => downstream,
+            Err(cause) => {
+                record.close(&Outcome::Broken { direction: Direction::Receive, cause: Some(cause) });
+                return None;
+            }
         };
-        record.close(&outcome);
+        let mut relaying = Box::pin(relay(downstream, upstream, meter));
+        let way = move |cx: &mut Context<'_>| {
+            let _until_then = &port;
+            relaying.as_mut().poll(cx).map(Outcome::from)
+        };
+        Some(Begun { carrying: carrying(record, admitted, way), _carried: carried })
     }
 
     fn plaintext_parties(&self, caller: &Caller, local: &Workload) -> Parties {

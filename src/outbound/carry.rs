@@ -7,8 +7,10 @@
 use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
@@ -18,7 +20,7 @@ use super::{Outbound, Placed, Subject};
 use crate::capture::connected;
 use crate::flow::live::Ticket;
 use crate::flow::relay::relay;
-use crate::flow::{Direction, Outcome, Parties, Peer, Record, Side, Stage, Timeline};
+use crate::flow::{Carrying, Direction, Outcome, Parties, Peer, Record, Side, Stage, Timeline};
 use crate::flow::{baggage_of, labels_of_service, peer_of};
 use crate::hbone::{
     Carried, ConnectRequest, DialPlan, HandshakeError, OpenError, Opened, TCP_DEADLINE, TraceIds, Tunnel,
@@ -37,12 +39,9 @@ enum Upstream {
     Tunnel(Opened),
 }
 
-/// A connection of which both ends are open.
+/// A connection of which both ends are open; boxed, so that what an open needs is not kept for as long as it lives.
 struct Begun {
-    upstream: Upstream,
-    app: TcpStream,
-    record: Record,
-    ticket: Ticket<Subject, ()>,
+    carrying: Pin<Box<dyn Future<Output = ()>>>,
     _carried: Carried,
 }
 
@@ -54,22 +53,16 @@ struct Failed {
 
 impl Outbound {
     /// One connection on the worker that owns it, from its route to its end.
-    pub(super) async fn carry(self: &Rc<Self>, placed: Placed) {
-        // Boxed, so that what an open needs is not kept for as long as the connection lives.
+    pub(super) async fn carry(self: Rc<Self>, placed: Box<Placed>) {
         let Some(begun) = Box::pin(self.begin(placed)).await else { return };
-        let Begun { upstream, app, record, ticket, _carried } = begun;
-        let outcome = tokio::select! {
-            outcome = carried(upstream, app, &record) => outcome,
-            () = ticket.cut() => Outcome::Drained,
-        };
-        record.close(&outcome);
+        begun.carrying.await;
     }
 
     /// Opens the route and the record. `None` when that failed, and everybody has been told.
-    async fn begin(self: &Rc<Self>, placed: Placed) -> Option<Begun> {
+    async fn begin(self: &Rc<Self>, placed: Box<Placed>) -> Option<Begun> {
         if placed.pod.has_ended() {
             // It ended while the connection was on its way to this worker, which has cut the pod's others already.
-            let Placed { accepted, original, .. } = &placed;
+            let Placed { accepted, original, .. } = &*placed;
             let why = &"the pod has ended";
             self.refuse(&accepted.socket, accepted.client, *original, Refusal::Draining, why);
             return None;
@@ -105,7 +98,7 @@ impl Outbound {
             }
         };
         match TcpStream::from_std(placed.accepted.socket.answer()) {
-            Ok(app) => Some(Begun { upstream, app, record, ticket, _carried: carried }),
+            Ok(app) => Some(Begun { carrying: carrying(record, ticket, upstream, app), _carried: carried }),
             Err(cause) => {
                 record.close(&Outcome::Broken { direction: Direction::Send, cause: Some(cause) });
                 None
@@ -335,13 +328,28 @@ fn failed(cause: OpenError, to: SocketAddr) -> Failed {
     Failed { outcome, elsewhere }
 }
 
-async fn carried(upstream: Upstream, app: TcpStream, record: &Record) -> Outcome {
+/// Carries until both ends are done, or until the connection is told to end.
+fn carrying(
+    record: Record,
+    ticket: Ticket<Subject, ()>,
+    upstream: Upstream,
+    app: TcpStream,
+) -> Pin<Box<dyn Future<Output = ()>>> {
+    let meter = record.meter();
     match upstream {
         Upstream::Plain(upstream) => {
-            // Boxed, so that connections in tunnels do not pay for its size.
-            let meter = record.meter();
-            Box::pin(relay(app, upstream, &*meter)).await.map_or_else(Outcome::from, |()| Outcome::Complete)
+            let mut relaying = Box::pin(relay(app, upstream, meter));
+            Box::pin(Carrying::new(record, move |cx| match ticket.poll_cut(cx) {
+                Poll::Ready(()) => Poll::Ready(Outcome::Drained),
+                Poll::Pending => relaying.as_mut().poll(cx).map(Outcome::from),
+            }))
         }
-        Upstream::Tunnel(opened) => opened.carry(app, record.meter()).await.outcome(Side::Client),
+        Upstream::Tunnel(opened) => {
+            let mut stream = opened.carry(app, meter);
+            Box::pin(Carrying::new(record, move |cx| match ticket.poll_cut(cx) {
+                Poll::Ready(()) => Poll::Ready(Outcome::Drained),
+                Poll::Pending => Pin::new(&mut stream).poll(cx).map(|ended| ended.outcome(Side::Client)),
+            }))
+        }
     }
 }

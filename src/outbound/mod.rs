@@ -125,7 +125,7 @@ impl Outbound {
         let Some((owner, placed)) = Box::pin(self.place(pod, accepted)).await else { return };
         if owner == self.hands.worker {
             drop(placing);
-            return self.carry(*placed).await;
+            return self.carry(placed).await;
         }
         drop(open);
         self.hands.post.to(owner, move |outbound| {
@@ -133,7 +133,7 @@ impl Outbound {
             tokio::task::spawn_local(async move {
                 let _open = outbound.hands.shard.socket(Reporter::Source);
                 drop(placing);
-                outbound.carry(*placed).await;
+                outbound.carry(placed).await;
             });
         });
     }
