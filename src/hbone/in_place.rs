@@ -488,6 +488,8 @@ impl Held {
                 Poll::Ready(Ok(())) => match stream.write_backlog() {
                     Ok(written) => {
                         given_back |= written > 0;
+                        let paid = stream.pay();
+                        inner.machine.left_arena(paid);
                         inner.machine.taken(self.id, written);
                     }
                     Err(cause) => return (Some(Ended::AppReset(cause.kind())), given_back),

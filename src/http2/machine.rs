@@ -190,8 +190,9 @@ impl Machine {
         }
         output.settings(config.entries(role));
         // The window of a tunnel begins at 65,535 whatever SETTINGS say (§6.9.2).
-        if config.connection_window > FIRST_WINDOW {
-            output.window_update(0, config.connection_window - FIRST_WINDOW);
+        let window = config.first_connection_window();
+        if window > FIRST_WINDOW {
+            output.window_update(0, window - FIRST_WINDOW);
         }
         let reading = match role {
             Role::Client => Reading::HEAD,
@@ -206,7 +207,7 @@ impl Machine {
             budgets: Budgets::full(now),
             streams: Streams::default(),
             send: SendWindow::new(FIRST_WINDOW),
-            receive: ReceiveWindow::new(config.connection_window),
+            receive: ReceiveWindow::new(window),
             last_id: 0,
             reading,
             block: Vec::new(),

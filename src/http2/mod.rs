@@ -75,7 +75,7 @@ pub use head::{Fields, Request, Response};
 pub use machine::{
     ACK_DEADLINE, Action, Cut, GOAWAY_DEADLINE, GREETING_DEADLINE, Machine, PING_AFTER, PING_DEADLINE,
 };
-pub use settings::{Config, FIRST_STREAM_WINDOW, Role};
+pub use settings::{Config, FIRST_CONNECTION_WINDOW, FIRST_STREAM_WINDOW, Role};
 
 /// What is kept of what a GOAWAY says of its reason, in bytes.
 pub const DEBUG_LIMIT: usize = 256;

@@ -220,7 +220,9 @@ impl Machine {
     }
 
     /// `bytes` of [`Action::Data`](super::Action::Data), of whatever stream, have left the buffer they came in: the
-    /// application took them, or they were copied to its backlog, or thrown away. Returns them to the tunnel's window.
+    /// application took them, or they were copied to its backlog, or thrown away. Returns them to the tunnel's window, which
+    /// grows by that as long as [`let_windows_grow`](Self::let_windows_grow) allows it. Who holds too much returns what was
+    /// copied later.
     ///
     /// Each byte leaves once: more than was brought is not returned, and a debug build says so.
     pub fn left_arena(&mut self, bytes: usize) {
@@ -237,6 +239,10 @@ impl Machine {
         self.receive.give_back(bytes);
         if self.failed.is_some() {
             return;
+        }
+        let (size, largest) = (self.receive.size(), self.config.connection_window);
+        if self.growing && self.receive.is_due() && size < largest {
+            self.receive.grow(size.saturating_mul(2).min(largest));
         }
         if let Some(increment) = self.receive.announce() {
             self.output.window_update(0, increment);
@@ -255,8 +261,8 @@ impl Machine {
         self.announce_stream(id);
     }
 
-    /// Whether windows of streams may grow from here on. They never become smaller: a worker whose backlogs fill up says no before
-    /// they are full.
+    /// Whether the windows of streams and of the tunnel may grow from here on. They never become smaller: a worker whose backlogs
+    /// fill up says no before they are full.
     pub fn let_windows_grow(&mut self, yes: bool) {
         self.growing = yes;
     }

@@ -19,6 +19,9 @@ const NO_RFC7540_PRIORITIES: u16 = 9;
 /// The receive window that each stream starts with, in bytes, where the configured one is not smaller still. It grows for streams
 /// whose application takes what arrives.
 pub const FIRST_STREAM_WINDOW: u32 = 256 << 10;
+/// What the receive window of every tunnel begins with, unless the configured size is smaller, in bytes. It grows with what is
+/// taken: what a peer may send, applications that take nothing can make us hold.
+pub const FIRST_CONNECTION_WINDOW: u32 = 1 << 20;
 
 /// What a header block may have in bytes beside what our SETTINGS allow uncompressed.
 const BLOCK_OVERHEAD: usize = 4 << 10;
@@ -37,7 +40,7 @@ pub enum Role {
 pub struct Config {
     /// The largest receive window of a stream, in bytes.
     pub stream_window: u32,
-    /// The receive window of the tunnel, in bytes; at least 65,535.
+    /// The largest receive window of the tunnel, in bytes; at least 65,535.
     pub connection_window: u32,
     /// The largest frame that the peer may send, in bytes of payload; 16,384 to 2^24 - 1.
     pub frame_size: u32,
@@ -79,6 +82,11 @@ impl Config {
     /// What SETTINGS_INITIAL_WINDOW_SIZE says.
     pub(super) fn first_stream_window(&self) -> u32 {
         self.stream_window.min(FIRST_STREAM_WINDOW)
+    }
+
+    /// How much the peer may send at first on all streams together.
+    pub(super) fn first_connection_window(&self) -> u32 {
+        self.connection_window.min(FIRST_CONNECTION_WINDOW)
     }
 
     /// The entries of our SETTINGS frame.

@@ -1,20 +1,25 @@
 //! How much the applications of one worker have not taken yet, all streams of all tunnels together.
 //!
 //! Bytes for an application whose socket is full are copied to its stream's backlog, so that the others go on. A stream's
-//! window bounds its backlog, but the sum over all streams needs a bound of its own. It has three:
+//! window bounds its backlog, but the sum over all streams needs a bound of its own. It has four:
 //!
 //! - Windows grow for streams that drain, but by no more than [`GROWTH`] for all streams of a worker together.
 //! - None grows while backlogs hold more than [`PLENTY`].
-//! - At [`LIMIT`] the stream with the largest backlog of the tunnel that brings more is reset. Streams that take nothing at all
-//!   come there only when there are more than a hundred of them.
+//! - Above [`PRESSURE`] the credit that a tunnel has for all its streams returns only when the application took the bytes. Then no tunnel
+//!   brings more than its window, 1 MiB unless it has carried much before, and nobody is cut: streams beside those that take
+//!   nothing may have to wait for them.
+//! - At [`LIMIT`] the stream with the largest backlog of the tunnel that brings more is reset.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 
 /// By how many bytes the windows of one worker's streams may have grown beyond those they begin with.
-const GROWTH: usize = 32 << 20;
+const GROWTH: usize = 20 << 20;
 /// What the backlogs of one worker hold while windows grow, in bytes.
 const PLENTY: usize = 8 << 20;
+/// What they hold before tunnels get credit back later. Above what 64 streams that take nothing can hold which have not grown, so
+/// that others go on beside those; and all that streams can have grown by beyond it is less than a grown tunnel's window.
+const PRESSURE: usize = 24 << 20;
 /// The most that they hold.
 pub(super) const LIMIT: usize = 64 << 20;
 
@@ -85,6 +90,11 @@ pub(super) fn remove(bytes: usize) {
 /// Whether windows may grow.
 pub(super) fn is_low() -> bool {
     BYTES.get() < PLENTY && GROWN.get() < GROWTH
+}
+
+/// Whether a tunnel's credit for what is kept returns only when the application took it.
+pub(super) fn is_pressed() -> bool {
+    BYTES.get() > PRESSURE
 }
 
 /// Whether `bytes` more fit.

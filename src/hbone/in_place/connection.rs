@@ -306,9 +306,11 @@ impl Inner {
     /// The connection of `id` is over on our side: whatever of it is still open is reset.
     pub fn remove(&mut self, id: StreamId, socket: &TcpStream) {
         self.shut_no_more(id);
-        let Some(stream) = self.streams.remove(&id) else { return };
+        let Some(mut stream) = self.streams.remove(&id) else { return };
         if self.lost.is_none() {
             self.machine.reset(id, Code::CANCEL);
+            stream.empty();
+            self.machine.left_arena(stream.pay());
             // Data that waited for an application which is gone.
             self.flush_soon(socket);
         }

@@ -343,7 +343,7 @@ impl Inner {
         let Gather { stream, count, bytes, end, .. } = *gather;
         let Some(id) = stream else { return };
         let mut slices = &mut gather.slices[..count];
-        let mut taken = 0;
+        let (mut taken, mut owed) = (0, 0);
         if let Some(stream) = self.streams.get_mut(&id) {
             let mut failed = None;
             if let (Some(app), true) = (&stream.app, stream.backlog.is_empty() && bytes > 0) {
@@ -356,11 +356,11 @@ impl Inner {
                 stream.cut(Ended::AppReset(kind));
             } else if taken < bytes {
                 IoSlice::advance_slices(&mut slices, taken);
-                self.keep(id, slices, bytes - taken);
+                owed = self.keep(id, slices, bytes - taken);
             }
         }
         // Every byte has left the buffer: to the application, to the backlog, or to nobody.
-        self.machine.left_arena(bytes);
+        self.machine.left_arena(bytes - owed);
         self.machine.taken(id, taken);
         if let Some(stream) = self.streams.get_mut(&id)
             && end
@@ -372,7 +372,8 @@ impl Inner {
         *gather = Gather::new();
     }
 
-    fn keep(&mut self, id: StreamId, slices: &[IoSlice<'_>], bytes: usize) {
+    /// Returns for how many of the bytes the tunnel's credit is returned later.
+    fn keep(&mut self, id: StreamId, slices: &[IoSlice<'_>], bytes: usize) -> usize {
         while !backlog::has_room(bytes) {
             let fullest = self.streams.iter().max_by_key(|(_, stream)| stream.backlog.len());
             // Where other tunnels hold all there is, it is this one's turn.
@@ -382,17 +383,20 @@ impl Inner {
             self.machine.reset(fullest, Code::ENHANCE_YOUR_CALM);
             if let Some(stream) = self.streams.get_mut(&fullest) {
                 stream.truncate(Ended::PeerReset(Code::ENHANCE_YOUR_CALM));
+                self.machine.left_arena(stream.pay());
             }
             if fullest == id {
-                return;
+                return 0;
             }
         }
-        if let Some(stream) = self.streams.get_mut(&id) {
-            slices.iter().for_each(|slice| stream.keep(slice));
-            // Whoever carries it waits until the application takes more.
-            stream.wake();
-        }
+        let Some(stream) = self.streams.get_mut(&id) else { return 0 };
+        let owed = if backlog::is_pressed() { bytes } else { 0 };
+        slices.iter().for_each(|slice| stream.keep(slice));
+        stream.owe(owed);
+        // Whoever carries it waits until the application takes more.
+        stream.wake();
         self.weigh();
+        owed
     }
 
     /// Does what `action` says, unless it is DATA.

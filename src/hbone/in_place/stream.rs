@@ -111,6 +111,8 @@ pub(super) struct Stream {
     pub passed_fin: bool,
     /// END_STREAM went.
     pub sent_end: bool,
+    /// Bytes of the backlog for which the tunnel's credit was not returned.
+    owed: u32,
     /// Bytes of it were thrown away: whatever else happens, its application must see a reset.
     pub truncated: bool,
     /// Why it ends early.
@@ -199,16 +201,33 @@ impl Stream {
 
     /// Throws its backlog away, and ends it by that, also when the peer and we have said all on it.
     pub fn truncate(&mut self, why: Ended) {
-        backlog::remove(self.backlog.len());
-        self.backlog = VecDeque::new();
+        self.empty();
         self.truncated = true;
         self.cut = Some(why);
         self.wake();
     }
 
+    /// Lets go of its backlog.
+    pub fn empty(&mut self) {
+        backlog::remove(self.backlog.len());
+        self.backlog = VecDeque::new();
+    }
+
     /// Whether the peer and we have said all on it.
     pub fn is_over(&self) -> bool {
         self.got_end && self.sent_end
+    }
+
+    /// The tunnel's credit for the newest `bytes` of the backlog is returned when they leave it.
+    pub fn owe(&mut self, bytes: usize) {
+        // A backlog is no longer than a window, which is below 2^31.
+        self.owed = self.owed.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
+    }
+
+    /// How much of the tunnel's credit is to be returned now, for bytes that have left the backlog; oldest first.
+    pub fn pay(&mut self) -> usize {
+        let still = self.owed.min(u32::try_from(self.backlog.len()).unwrap_or(u32::MAX));
+        (std::mem::replace(&mut self.owed, still) - still) as usize
     }
 
     /// Keeps `bytes` until the application takes them.

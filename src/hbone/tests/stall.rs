@@ -124,3 +124,46 @@ fn four_stalled_streams_of_a_hundred_stop_no_other() {
 fn sixty_four_stalled_streams_of_a_hundred_stop_no_other() {
     all(64);
 }
+
+/// More than their backlogs may hold: instead of being cut, they get no more credit, tunnel by tunnel.
+#[test]
+fn three_hundred_stalled_streams_on_three_tunnels_are_all_served_in_the_end() {
+    const LONG: usize = 2 * MIB;
+    once(async {
+        let mut pairs = Vec::new();
+        let mut stuck = Vec::new();
+        for tunnel in 0..3 {
+            let mut pair = pair().await;
+            for n in 0..STREAMS {
+                let Line { mut client, server, near, far } = line(&mut pair).await;
+                let seed = (tunnel * STREAMS + n) as u64;
+                let sending = spawn_local(async move {
+                    client.write_all(&payload(seed, LONG)).await.unwrap();
+                    client
+                });
+                stuck.push((seed, server, sending, near, far));
+            }
+            pairs.push(pair);
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(stuck.iter().all(|(_, _, sending, ..)| !sending.is_finished()), "nothing is stuck");
+        let (backlog, _) = in_place::held();
+        assert!(backlog > 24 << 20, "{backlog} bytes wait, which is no pressure");
+        assert!(backlog < 40 << 20, "{backlog} bytes wait");
+        // All at once: while they hold so much, one that is read may have to wait for another of its tunnel.
+        let mut served = Vec::new();
+        for (seed, mut server, sending, near, far) in stuck {
+            served.push(spawn_local(async move {
+                let mut heard = vec![0; LONG];
+                server.read_exact(&mut heard).await.unwrap();
+                assert!(heard == payload(seed, LONG), "stream {seed} was changed on its way");
+                drop((server, sending.await.unwrap()));
+                assert_eq!((near.await.unwrap().0, far.await.unwrap().0), (Ended::Complete, Ended::Complete));
+            }));
+        }
+        for served in served {
+            served.await.unwrap();
+        }
+        assert_eq!(in_place::held(), (0, 0));
+    });
+}

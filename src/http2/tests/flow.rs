@@ -14,9 +14,12 @@ fn a_tunnels_credit_returns_when_bytes_leave_the_arena_and_a_streams_when_they_a
     };
     assert_eq!(payload.len(), FIRST);
     assert_eq!(wire.out(), [""; 0]);
-    wire.machine.left_arena(FIRST);
-    // A sixteenth of the tunnel's window is not worth a frame yet.
+    wire.machine.left_arena(FIRST - 1);
+    // Less than a quarter of the tunnel's window is not worth a frame yet.
     assert_eq!(wire.out(), [""; 0]);
+    wire.machine.left_arena(1);
+    // It has taken all it was sent, so its window grows.
+    assert_eq!(wire.out(), [format!("WINDOW_UPDATE 0 {}", FIRST_CONNECTION_WINDOW as usize + FIRST)]);
     wire.machine.taken(stream, FIRST / 4 - 1);
     assert_eq!(wire.out(), [""; 0]);
     wire.machine.taken(stream, 1);
@@ -54,6 +57,29 @@ fn the_window_of_a_stream_that_drains_grows_to_the_configured_size() {
     let sent = 64 * FIRST / 4;
     assert!(FIRST + told - sent > 3 << 20, "{} bytes may be sent", FIRST + told - sent);
     assert!(FIRST + told - sent <= 4 << 20);
+}
+
+/// How much the peer may send on all streams after 64 times a quarter of the window that a tunnel begins with.
+fn tunnels_window_after_much_was_taken(may_grow: bool) -> usize {
+    let mut wire = Wire::serving();
+    wire.machine.let_windows_grow(may_grow);
+    let first = FIRST_CONNECTION_WINDOW as usize;
+    let (mut told, mut sent) = (0, 0);
+    for _ in 0..64 {
+        wire.get(&data(1, &[0; FIRST / 4])).unwrap();
+        sent += FIRST / 4;
+        wire.machine.taken(StreamId::new(1), FIRST / 4);
+        told += announced(&mut wire, 0);
+    }
+    first + told - sent
+}
+
+#[test]
+fn the_window_of_a_tunnel_that_drains_grows_to_the_configured_size_unless_it_may_not() {
+    let grown = tunnels_window_after_much_was_taken(true);
+    assert!(grown > 12 << 20 && grown <= 16 << 20, "{grown} bytes may be sent");
+    let kept = tunnels_window_after_much_was_taken(false);
+    assert!(kept <= 1 << 20, "{kept} bytes may be sent");
 }
 
 #[test]

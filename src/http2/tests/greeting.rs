@@ -13,7 +13,10 @@ fn a_client_greets_with_preface_settings_and_the_tunnels_window() {
         frames[0],
         (FrameHead::parse(settings(&entries)[..9].try_into().unwrap()), &settings(&entries)[9..])
     );
-    assert_eq!(said(frames[1].0, frames[1].1), format!("WINDOW_UPDATE 0 {}", (16 << 20) - 65_535));
+    assert_eq!(
+        said(frames[1].0, frames[1].1),
+        format!("WINDOW_UPDATE 0 {}", FIRST_CONNECTION_WINDOW - 65_535)
+    );
     assert_eq!(frames.len(), 2);
 }
 
