@@ -11,6 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::{JoinHandle as Task, LocalSet};
@@ -26,7 +27,10 @@ use crate::outbound::{self, Outbound};
 use crate::telemetry::{Counter, Registry, Reporter, Shard};
 
 /// Buffers that nobody needs for so long are given back.
-const SPARE_FOR: std::time::Duration = std::time::Duration::from_secs(11);
+const SPARE_FOR: Duration = Duration::from_secs(11);
+
+/// How often a worker tells how busy it is.
+const BUSY_EVERY: Duration = Duration::from_millis(250);
 
 /// What every worker is given at its start.
 #[derive(Clone)]
@@ -282,7 +286,7 @@ struct Mail {
 }
 
 async fn work(id: WorkerId, seed: Seed, to_inbound: Post<Inbound>, to_outbound: Post<Outbound>, mail: Mail) {
-    let shard = seed.registry.shard();
+    let (shard, placement) = (seed.registry.shard(), seed.placement.clone());
     let inbound =
         Inbound::new(seed.hands(id, to_inbound, &shard), seed.inbound.clone(), seed.replaced.clone());
     let outbound = Outbound::new(seed.hands(id, to_outbound, &shard), seed.outbound.clone());
@@ -299,9 +303,10 @@ async fn work(id: WorkerId, seed: Seed, to_inbound: Post<Inbound>, to_outbound: 
         () = mail.outbound.serve(outbound) => {}
         () = worker.stop.notified() => {}
         () = spare_memory() => {}
+        () = tell_busy(id, placement) => {}
     }
     // What was told to end ends in its own task: let each run once more before the runtime goes.
-    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    tokio::time::sleep(Duration::from_millis(20)).await;
 }
 
 /// What a burst of traffic left in this worker's stock of buffers does not stay there. Never returns.
@@ -309,6 +314,22 @@ async fn spare_memory() {
     loop {
         tokio::time::sleep(SPARE_FOR).await;
         hbone::release_spare();
+    }
+}
+
+/// Tells the other workers how busy this one is. Never returns.
+async fn tell_busy(id: WorkerId, placement: Arc<Placement>) {
+    let runtime = tokio::runtime::Handle::current().metrics();
+    let mut before = (Instant::now(), runtime.worker_total_busy_duration(0));
+    let mut busy = 0;
+    loop {
+        tokio::time::sleep(BUSY_EVERY).await;
+        let now = (Instant::now(), runtime.worker_total_busy_duration(0));
+        let thousandths = (now.1 - before.1).as_micros() * 1_000 / (now.0 - before.0).as_micros().max(1);
+        before = now;
+        // Half of it is what was before, so that one long turn does not count as being full.
+        busy = (busy + u32::try_from(thousandths).unwrap_or(1_000).min(1_000)) / 2;
+        placement.tell_busy(id, busy);
     }
 }
 

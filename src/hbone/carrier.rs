@@ -11,7 +11,7 @@ use super::connect::ConnectRequest;
 use super::ended::Ended;
 use super::error::{HandshakeError, OpenError};
 use super::handshake::{Secured, Session};
-use super::pool::Carried;
+use super::placement::Carried;
 use super::{Config, classic, in_place};
 use crate::flow::relay::Meter;
 use crate::identity::VerifiedPeer;

@@ -22,7 +22,7 @@ use tokio_rustls::TlsStream;
 use super::connect::ConnectRequest;
 use super::ended::Ended;
 use super::error::{HandshakeError, OpenError};
-use super::pool::Carried;
+use super::placement::Carried;
 use super::transport::Transport;
 use super::{
     CLIENT_HEADER_LIST, CONNECT_DEADLINE, Config, PREFACE_DEADLINE, SERVER_HEADER_LIST, SERVER_STREAMS,

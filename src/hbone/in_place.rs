@@ -40,7 +40,7 @@ use self::transmit::Transmit;
 use super::connect::ConnectRequest;
 use super::ended::Ended;
 use super::error::{HandshakeError, OpenError};
-use super::pool::Carried;
+use super::placement::Carried;
 use super::{CLIENT_HEADER_LIST, CONNECT_DEADLINE, Config, SERVER_HEADER_LIST, SERVER_STREAMS};
 use crate::flow::Side;
 use crate::flow::relay::{Meter, broken};

@@ -24,6 +24,7 @@ mod error;
 mod handshake;
 mod in_place;
 mod keepalive;
+mod placement;
 mod pool;
 #[cfg(test)]
 mod tests;
@@ -34,7 +35,8 @@ pub use connect::{ConnectRequest, TraceIds};
 pub use ended::Ended;
 pub use error::{HandshakeError, OpenError};
 pub use handshake::{DialPlan, Handshakes, Secured, Stamps};
-pub use pool::{Acquired, Carried, Placement, Pool, TunnelKey, WorkerId};
+pub use placement::{Carried, Placement, TunnelKey, WorkerId};
+pub use pool::{Acquired, Pool};
 
 /// HTTP/2 parameters of both roles and the limits of the pool.
 #[derive(Clone, Debug)]

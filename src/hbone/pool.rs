@@ -1,15 +1,12 @@
 //! Which tunnel carries a new stream: one of this worker's, one of another worker's, or a new one.
 //!
-//! Each worker has a [`Pool`] of its own tunnels. What workers know of each other is the [`Placement`] table,
-//! which is written only when a tunnel opens, saturates or closes.
+//! Each worker has a [`Pool`] of its own tunnels, and tells the [`Placement`] table of them.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::future::Future;
-use std::net::{IpAddr, SocketAddr};
 use std::rc::{Rc, Weak};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
@@ -17,117 +14,7 @@ use tokio::sync::oneshot;
 use super::Config;
 use super::carrier::Tunnel;
 use super::error::HandshakeError;
-use crate::identity::SpiffeId;
-
-/// Which streams may share a tunnel. Sharing more would falsify source address, identity or policy.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct TunnelKey {
-    /// Identity the tunnel proves.
-    pub source: SpiffeId,
-    /// Address of the source pod: what the far side sees and shows to the application.
-    pub source_ip: IpAddr,
-    /// Identities accepted at the far end, in order.
-    pub expected: Arc<[SpiffeId]>,
-    /// The far proxy's tunnel port.
-    pub to: SocketAddr,
-    /// UID of the workload it leads to.
-    pub workload: Arc<str>,
-}
-
-/// Number of a data worker, from 0.
-pub type WorkerId = usize;
-
-/// What workers know of each other: who owns a tunnel for a key, and how much each carries. One per process.
-#[derive(Debug)]
-pub struct Placement {
-    tunnels: RwLock<HashMap<TunnelKey, Vec<Owner>>>,
-    /// Connections each worker carries; written by that worker only.
-    load: Vec<Load>,
-}
-
-#[derive(Debug)]
-struct Owner {
-    worker: WorkerId,
-    saturated: bool,
-}
-
-/// On its own cache line, so that workers do not slow each other down by counting.
-#[derive(Debug, Default)]
-#[repr(align(128))]
-struct Load(AtomicUsize);
-
-/// A worker may carry this many connections more than the idlest before new ones go there: moving costs a wake-up.
-const LOAD_SLACK: usize = 16;
-
-impl Placement {
-    /// A table for `workers` workers.
-    pub fn new(workers: usize) -> Self {
-        let load = (0..workers.max(1)).map(|_| Load::default()).collect();
-        Self { tunnels: RwLock::default(), load }
-    }
-
-    /// How many workers there are.
-    pub fn workers(&self) -> usize {
-        self.load.len()
-    }
-
-    /// Where a stream for `key`, accepted on worker `here`, shall live: with a tunnel that has room, else where
-    /// least is carried.
-    pub fn place(&self, key: &TunnelKey, here: WorkerId) -> WorkerId {
-        let tunnels = self.tunnels.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(owners) = tunnels.get(key) {
-            let mut with_room = owners.iter().filter(|owner| !owner.saturated).map(|owner| owner.worker);
-            if let Some(first) = with_room.clone().next() {
-                return if with_room.any(|worker| worker == here) { here } else { first };
-            }
-        }
-        drop(tunnels);
-        self.least_loaded(here)
-    }
-
-    /// The worker that carries least; `here` while it is not clearly busier.
-    pub fn least_loaded(&self, here: WorkerId) -> WorkerId {
-        let load = |worker: WorkerId| self.load[worker].0.load(Ordering::Relaxed);
-        let idlest = (0..self.load.len()).min_by_key(|&worker| load(worker)).unwrap_or(here);
-        if load(here) <= load(idlest) + LOAD_SLACK { here } else { idlest }
-    }
-
-    /// Counts one connection on `worker` until the guard is dropped, there.
-    pub fn carry(self: &Arc<Self>, worker: WorkerId) -> Carried {
-        self.load[worker].0.fetch_add(1, Ordering::Relaxed);
-        Carried { placement: self.clone(), worker }
-    }
-
-    /// Connections on each worker, for operators.
-    pub fn loads(&self) -> Vec<usize> {
-        self.load.iter().map(|load| load.0.load(Ordering::Relaxed)).collect()
-    }
-
-    fn set(&self, key: &TunnelKey, worker: WorkerId, state: Option<bool>) {
-        let mut tunnels = self.tunnels.write().unwrap_or_else(PoisonError::into_inner);
-        let owners = tunnels.entry(key.clone()).or_default();
-        match (state, owners.iter_mut().find(|owner| owner.worker == worker)) {
-            (Some(saturated), Some(owner)) => owner.saturated = saturated,
-            (Some(saturated), None) => owners.push(Owner { worker, saturated }),
-            (None, _) => owners.retain(|owner| owner.worker != worker),
-        }
-        if owners.is_empty() {
-            tunnels.remove(key);
-        }
-    }
-}
-
-/// One connection's weight on a worker.
-pub struct Carried {
-    placement: Arc<Placement>,
-    worker: WorkerId,
-}
-
-impl Drop for Carried {
-    fn drop(&mut self) {
-        self.placement.load[self.worker].0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
+use super::placement::{Placement, TunnelKey, WorkerId};
 
 /// The tunnels of one pod on one worker. Never leaves its thread; dropping it lets go of the tunnels, which end with
 /// their last stream.

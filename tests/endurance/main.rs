@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails right there")]
 
 mod bulk;
+mod busy;
 mod churn;
 mod ends;
 mod lifecycle;

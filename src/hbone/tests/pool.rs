@@ -260,3 +260,44 @@ fn both_ends_of_a_handshake_know_each_others_addresses() {
         assert!(client.stamps.tcp <= client.stamps.tls);
     });
 }
+
+#[test]
+fn a_full_worker_gets_no_new_connections_while_another_has_time() {
+    let placement = Arc::new(Placement::new(3));
+    let carried: Vec<_> = (0..100).map(|_| placement.carry(1)).collect();
+    placement.tell_busy(0, 850);
+    assert_eq!(placement.least_loaded(0), 2);
+    assert_eq!(placement.least_loaded(2), 2);
+    placement.tell_busy(2, 1_000);
+    assert_eq!(placement.least_loaded(0), 1);
+    // Where all are full, what counts is what they carry.
+    placement.tell_busy(1, 900);
+    assert_eq!(placement.least_loaded(0), 0);
+    assert_eq!(placement.least_loaded(1), 0);
+    drop(carried);
+}
+
+#[test]
+fn a_tunnel_of_a_full_worker_gets_a_second_one_on_a_worker_that_has_time() {
+    let placement = Arc::new(Placement::new(3));
+    let key = key("cart-1");
+    placement.set(&key, 0, Some(false));
+    placement.tell_busy(0, 849);
+    assert_eq!(placement.place(&key, 2), 0);
+    placement.tell_busy(0, 850);
+    placement.tell_busy(1, 501);
+    assert_eq!(placement.place(&key, 1), 2);
+    // It takes load off another only if it has enough time for that.
+    placement.tell_busy(2, 501);
+    assert_eq!(placement.place(&key, 1), 0);
+    // The second tunnel is used while the first's worker is full, and no longer.
+    placement.tell_busy(2, 100);
+    placement.set(&key, 2, Some(false));
+    assert_eq!(placement.place(&key, 0), 2);
+    placement.tell_busy(0, 300);
+    assert_eq!(placement.place(&key, 1), 0);
+    assert_eq!(placement.place(&key, 2), 2);
+    // A tunnel that has no room is none.
+    placement.set(&key, 0, Some(true));
+    assert_eq!(placement.place(&key, 0), 2);
+}
