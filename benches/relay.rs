@@ -18,6 +18,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc::channel;
 use std::thread;
 
+use adit::flow::Share;
 use adit::flow::relay::{Meter, Splice, relay_by};
 use adit::net::socket::{Listen, dialer, listen, prefer_congestion};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -75,7 +76,9 @@ impl Relay {
                     socket.set_nonblocking(true).expect("an open socket");
                     AsyncStream::from_std(socket).expect("a runtime is here")
                 });
-                relay_by(splice, downstream, upstream, Uncounted).await.expect("nobody resets");
+                relay_by(splice, downstream, upstream, Uncounted, Share::alone())
+                    .await
+                    .expect("nobody resets");
             });
         });
         Self { addr, thread: tell.recv().expect("the thread says it first") }

@@ -19,6 +19,7 @@ use std::thread;
 use std::time::Duration;
 
 use adit::capture::{self, Pod};
+use adit::flow::Share;
 use adit::flow::relay::Meter;
 use adit::hbone::{
     Carrier, Config, ConnectRequest, DialPlan, Handshakes, Incoming, Server, TraceIds, Tunnel,
@@ -100,7 +101,9 @@ struct Far {
 impl Far {
     async fn tunnel(&self) -> Tunnel {
         let secured = self.handshakes.connect(self.plan.clone()).await.expect("the far proxy listens");
-        Tunnel::start(secured, &config(self.plan.carrier)).await.expect("the far proxy speaks HTTP/2")
+        Tunnel::start(secured, &config(self.plan.carrier), Share::alone())
+            .await
+            .expect("the far proxy speaks HTTP/2")
     }
 }
 
@@ -166,7 +169,7 @@ async fn serve(listener: TcpListener, handshakes: Handshakes, tls: Arc<ServerCon
         spawn_local(async move {
             // A tunnel that was opened to be measured is gone at once, perhaps before it is served here.
             let Ok(secured) = handshakes.accept(socket, tls, carrier).await else { return };
-            let Ok(server) = Server::start(secured, &config(carrier)).await else { return };
+            let Ok(server) = Server::start(secured, &config(carrier), Share::alone()).await else { return };
             let each = |incoming| drop(spawn_local(answer(incoming)));
             let _ = server.serve(each, std::future::pending()).await;
         });

@@ -1,4 +1,4 @@
-//! What both directions share about one connection: its record, its outcome, plaintext relaying.
+//! What both directions share about one connection: its record, its outcome, its pod's share of the worker, plaintext relaying.
 //!
 //! Opened by `outbound` or `inbound` once per connection, on the worker that owns it. A [`Record`] takes plain facts
 //! ([`Parties`]) and knows no tunnel and no policy; what they have to say at the end is an [`Outcome`]. How ends are
@@ -12,6 +12,7 @@ pub mod live;
 mod outcome;
 mod record;
 pub mod relay;
+mod share;
 #[cfg(test)]
 mod tests;
 mod timeline;
@@ -21,4 +22,5 @@ pub use carrying::Carrying;
 pub use describe::{baggage_of, labels_of_service, peer_of};
 pub use outcome::{Direction, Outcome, Seen, Side};
 pub use record::{Parties, Peer, Record, Tally, early_deny};
+pub use share::{Place, Share, Turn};
 pub use timeline::{Stage, Timeline};

@@ -9,7 +9,7 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use self::pool::{Buffer, FILL, Lent};
-use super::{Outcome, Seen, Side as Application};
+use super::{Outcome, Place, Seen, Share, Side as Application, Turn};
 use crate::net::socket::{close_in_order, receive, reset_on_close, tell_what_is_left, watch_half_closed};
 
 mod pool;
@@ -86,12 +86,18 @@ impl Default for Splice {
 /// One end's close is passed on as a half-close, so a client that stops sending still hears the answer. One end's
 /// reset is passed on as a reset. While only one direction lives, probes find out whether both ends are still there.
 ///
+/// - What it carries counts as `share`'s.
 /// - Memory: none while both ends are idle; one pooled 64 KiB buffer, or one pipe, per direction while bytes move.
 /// - Errors: [`Broken`] names the end that failed; both ends are reset.
 /// - Cancel: dropping the future resets both ends, and so does the death of the process; bytes in flight are lost.
 /// - Source: RFC 9293 §3.6.1.
-pub async fn relay(downstream: TcpStream, upstream: TcpStream, meter: impl Meter) -> Result<(), Broken> {
-    relay_by(Splice::default(), downstream, upstream, meter).await
+pub async fn relay(
+    downstream: TcpStream,
+    upstream: TcpStream,
+    meter: impl Meter,
+    share: Share,
+) -> Result<(), Broken> {
+    relay_by(Splice::default(), downstream, upstream, meter, share).await
 }
 
 /// As [`relay`], with another choice of when to splice.
@@ -100,6 +106,7 @@ pub async fn relay_by(
     downstream: TcpStream,
     upstream: TcpStream,
     meter: impl Meter,
+    share: Share,
 ) -> Result<(), Broken> {
     // A reset is the end unless both were done: also when this is dropped, and when the process dies.
     reset_on_close(&downstream);
@@ -109,14 +116,14 @@ pub async fn relay_by(
     let (down_fin, up_fin) = (Fin::default(), Fin::default());
     let request = async {
         let sides = Sides { from: &downstream, to: &upstream, from_fin: &down_fin, to_fin: &up_fin, splice };
-        sides.carry(|bytes| meter.to_upstream(bytes)).await.map_err(|broken| match broken {
+        sides.carry(share.place(), |bytes| meter.to_upstream(bytes)).await.map_err(|broken| match broken {
             Side::From(kind) => Broken::Downstream(kind),
             Side::To(kind) => Broken::Upstream(kind),
         })
     };
     let answer = async {
         let sides = Sides { from: &upstream, to: &downstream, from_fin: &up_fin, to_fin: &down_fin, splice };
-        sides.carry(|bytes| meter.to_downstream(bytes)).await.map_err(|broken| match broken {
+        sides.carry(share.place(), |bytes| meter.to_downstream(bytes)).await.map_err(|broken| match broken {
             Side::From(kind) => Broken::Upstream(kind),
             Side::To(kind) => Broken::Downstream(kind),
         })
@@ -153,7 +160,7 @@ enum Moved {
 }
 
 impl Sides<'_> {
-    async fn carry(&self, delivered: impl Fn(usize)) -> Result<(), Side> {
+    async fn carry(&self, mut place: Place, delivered: impl Fn(usize)) -> Result<(), Side> {
         // Bytes so far, of this turn, and of the chunk before.
         let (mut total, mut turn, mut chunk) = (0usize, 0, 0);
         loop {
@@ -162,9 +169,10 @@ impl Sides<'_> {
                 kind = reset_after_fin(self.to, self.to_fin) => return Err(Side::To(kind)),
             }
             loop {
+                let right = place.turn().await;
                 let moved = match self.pipe(total, chunk) {
-                    Some(pipe) => self.splice(pipe, &delivered).await?,
-                    None => self.copy(&delivered).await?,
+                    Some(pipe) => self.splice(pipe, right, &delivered).await?,
+                    None => self.copy(right, &delivered).await?,
                 };
                 chunk = match moved {
                     Moved::Some(bytes) | Moved::Last(bytes) => bytes,
@@ -196,15 +204,23 @@ impl Sides<'_> {
         }
     }
 
-    async fn splice(&self, mut pipe: Lent, delivered: &impl Fn(usize)) -> Result<Moved, Side> {
+    async fn splice(
+        &self,
+        mut pipe: Lent,
+        right: Turn<'_>,
+        delivered: &impl Fn(usize),
+    ) -> Result<Moved, Side> {
         match pipe.fill(self.from, FILL) {
             // Nothing to read, or the end, or urgent data next: `recv` tells which.
-            Ok(0) => return self.copy(delivered).await,
-            Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => return self.copy(delivered).await,
+            Ok(0) => return self.copy(right, delivered).await,
+            Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => {
+                return self.copy(right, delivered).await;
+            }
             Err(cause) => return Err(Side::From(cause.kind())),
             Ok(_) => {}
         }
         let filled = pipe.held();
+        right.moved(filled, true);
         while pipe.held() > 0 {
             match pipe.drain(self.to) {
                 Ok(taken) => delivered(taken),
@@ -215,7 +231,7 @@ impl Sides<'_> {
         Ok(Moved::Some(filled))
     }
 
-    async fn copy(&self, delivered: &impl Fn(usize)) -> Result<Moved, Side> {
+    async fn copy(&self, right: Turn<'_>, delivered: &impl Fn(usize)) -> Result<Moved, Side> {
         let mut buffer = Buffer::borrow();
         let (read, more) = match receive(self.from, &mut buffer) {
             Ok((0, _)) => return Ok(Moved::End),
@@ -223,6 +239,7 @@ impl Sides<'_> {
             Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => (0, false),
             Err(cause) => return Err(Side::From(cause.kind())),
         };
+        right.moved(read, more);
         if !more {
             // At once: after the next wait it could be the readiness of bytes that have come since.
             forget(self.from, Interest::READABLE);

@@ -13,6 +13,7 @@ use super::error::{HandshakeError, OpenError};
 use super::handshake::{Secured, Session};
 use super::placement::Carried;
 use super::{Config, classic, in_place};
+use crate::flow::Share;
 use crate::flow::relay::Meter;
 use crate::identity::VerifiedPeer;
 
@@ -45,17 +46,19 @@ enum Client {
 }
 
 impl Tunnel {
-    /// Starts HTTP/2 on a finished handshake and adopts its socket.
+    /// Starts HTTP/2 on a finished handshake and adopts its socket. What it carries counts as `share`'s.
     ///
     /// # Errors
     /// The socket cannot be watched, or the peer breaks off.
-    pub async fn start(secured: Secured, config: &Config) -> Result<Self, HandshakeError> {
+    pub async fn start(secured: Secured, config: &Config, share: Share) -> Result<Self, HandshakeError> {
         let Secured { session, peer, .. } = secured;
         Ok(Self(match session {
             Session::InPlace { socket, established } => {
-                Client::InPlace(in_place::Tunnel::start(socket, *established, peer, config)?)
+                Client::InPlace(in_place::Tunnel::start(socket, *established, peer, config, share)?)
             }
-            Session::Classic(stream) => Client::Classic(classic::Tunnel::start(*stream, peer, config).await?),
+            Session::Classic(stream) => {
+                Client::Classic(classic::Tunnel::start(*stream, peer, config, share).await?)
+            }
         }))
     }
 
@@ -113,17 +116,17 @@ enum Serving {
 }
 
 impl Server {
-    /// Waits for the client's preface on a finished handshake and adopts its socket.
+    /// Waits for the client's preface on a finished handshake and adopts its socket. What it carries counts as `share`'s.
     ///
     /// # Errors
     /// The client's first bytes are no HTTP/2, or do not come in time.
-    pub async fn start(secured: Secured, config: &Config) -> Result<Self, HandshakeError> {
+    pub async fn start(secured: Secured, config: &Config, share: Share) -> Result<Self, HandshakeError> {
         Ok(Self(match secured.session {
             Session::InPlace { socket, established } => {
-                Serving::InPlace(in_place::Server::start(socket, *established, config).await?.into())
+                Serving::InPlace(in_place::Server::start(socket, *established, config, share).await?.into())
             }
             Session::Classic(stream) => {
-                Serving::Classic(classic::Server::start(*stream, config).await?.into())
+                Serving::Classic(classic::Server::start(*stream, config, share).await?.into())
             }
         }))
     }

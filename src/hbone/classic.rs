@@ -28,8 +28,8 @@ use super::{
     CLIENT_HEADER_LIST, CONNECT_DEADLINE, Config, PREFACE_DEADLINE, SERVER_HEADER_LIST, SERVER_STREAMS,
     keepalive,
 };
-use crate::flow::Side;
 use crate::flow::relay::{Fin, Meter, broken, reset_after_fin, write_all};
+use crate::flow::{Place, Share, Side};
 use crate::http2::Code;
 use crate::identity::VerifiedPeer;
 use crate::net::socket::{close_in_order, reset_on_close, watch_half_closed};
@@ -48,6 +48,7 @@ pub(super) struct Tunnel {
     requests: SendRequest<Bytes>,
     peer: VerifiedPeer,
     streams: Rc<Cell<usize>>,
+    share: Share,
     /// Set once no new stream may be opened: the peer is going away, or the connection died.
     closed: Rc<Cell<bool>>,
     /// What [`Tunnel::count`] was given; goes when the connection ends, which may be after this value went.
@@ -61,6 +62,7 @@ impl Tunnel {
         stream: TlsStream<Transport>,
         peer: VerifiedPeer,
         config: &Config,
+        share: Share,
     ) -> Result<Self, HandshakeError> {
         let stream = adopt(stream).map_err(|cause| HandshakeError::Tls(cause.into()))?;
         let handshake = h2::client::Builder::new()
@@ -96,7 +98,7 @@ impl Tunnel {
             flag.set(true);
             drop(count.take());
         });
-        Ok(Self { requests, peer, streams: Rc::new(Cell::new(0)), closed, counted, driver })
+        Ok(Self { requests, peer, share, streams: Rc::new(Cell::new(0)), closed, counted, driver })
     }
 
     /// Has the tunnel count as carried until its connection has ended: bytes of streams that are over may still be
@@ -146,7 +148,14 @@ impl Tunnel {
                 return Err(OpenError::Status(response.status()));
             }
             let (parts, receive) = response.into_parts();
-            Ok(Opened { send, receive, headers: parts.headers, app: Side::Client, _count: Some(count) })
+            Ok(Opened {
+                send,
+                receive,
+                headers: parts.headers,
+                app: Side::Client,
+                share: self.share.clone(),
+                _count: Some(count),
+            })
         };
         timeout(CONNECT_DEADLINE, opening).await.unwrap_or(Err(OpenError::Timeout(CONNECT_DEADLINE)))
     }
@@ -171,11 +180,16 @@ impl Tunnel {
 pub(super) struct Server {
     connection: h2::server::Connection<TlsStream<Transport>, Bytes>,
     pings: Option<h2::PingPong>,
+    share: Share,
 }
 
 impl Server {
     /// Waits for the client's preface on a finished handshake and adopts its socket.
-    pub async fn start(stream: TlsStream<Transport>, config: &Config) -> Result<Self, HandshakeError> {
+    pub async fn start(
+        stream: TlsStream<Transport>,
+        config: &Config,
+        share: Share,
+    ) -> Result<Self, HandshakeError> {
         let stream = adopt(stream).map_err(|cause| HandshakeError::Tls(cause.into()))?;
         let handshake = h2::server::Builder::new()
             .initial_window_size(config.stream_window)
@@ -190,7 +204,7 @@ impl Server {
             .map_err(|_| HandshakeError::Http2Timeout(PREFACE_DEADLINE))?
             .map_err(|cause| HandshakeError::Http2(cause.to_string()))?;
         let pings = connection.ping_pong();
-        Ok(Self { connection, pings })
+        Ok(Self { connection, pings, share })
     }
 
     /// Serves until the tunnel ends: `each` gets every stream, `drain` begins a graceful end (GOAWAY, streams
@@ -218,7 +232,8 @@ impl Server {
                     Some(Err(cause)) => return Err(cause.to_string()),
                     Some(Ok((request, respond))) => {
                         let (parts, receive) = request.into_parts();
-                        each(Incoming { head: Request::from_parts(parts, ()), receive, respond });
+                        let head = Request::from_parts(parts, ());
+                        each(Incoming { head, receive, respond, share: self.share.clone() });
                     }
                 },
                 reason = &mut watch => {
@@ -242,6 +257,7 @@ pub(super) struct Incoming {
     head: Request<()>,
     receive: RecvStream,
     respond: SendResponse<Bytes>,
+    share: Share,
 }
 
 impl Incoming {
@@ -271,7 +287,8 @@ impl Incoming {
             .send_response(response, false)
             .map_err(|cause| OpenError::Lost(cause.to_string()))?;
         let (parts, ()) = self.head.into_parts();
-        Ok(Opened { send, receive: self.receive, headers: parts.headers, app: Side::Server, _count: None })
+        let Self { receive, share, .. } = self;
+        Ok(Opened { send, receive, headers: parts.headers, app: Side::Server, share, _count: None })
     }
 
     /// Ready when the peer took its request back.
@@ -287,6 +304,7 @@ pub(super) struct Opened {
     headers: HeaderMap,
     /// Which of the two applications is on this node.
     app: Side,
+    share: Share,
     _count: Option<StreamCount>,
 }
 
@@ -320,14 +338,14 @@ impl Opened {
 
     /// See [`super::Opened::carry`].
     pub async fn carry(self, app: TcpStream, meter: Rc<dyn Meter>) -> Ended {
-        let Self { mut send, mut receive, app: side, _count, .. } = self;
+        let Self { mut send, mut receive, app: side, share, _count, .. } = self;
         let meter = &Counted { app: side, meter: &*meter };
         // A reset is the end unless both were done: also when this is dropped, and when the process dies.
         reset_on_close(&app);
         let app_fin = Fin::default();
         let ended = {
-            let to_tunnel = to_tunnel(&app, &mut send, meter, &app_fin);
-            let to_app = to_app(&app, &mut receive, meter, &app_fin);
+            let to_tunnel = to_tunnel(&app, &mut send, meter, &app_fin, share.place());
+            let to_app = to_app(&app, &mut receive, meter, &app_fin, share.place());
             tokio::pin!(to_tunnel, to_app);
             tokio::select! {
                 sent = &mut to_tunnel => match sent {
@@ -371,6 +389,7 @@ async fn to_tunnel(
     send: &mut SendStream<Bytes>,
     meter: &Counted<'_>,
     app_fin: &Fin,
+    mut place: Place,
 ) -> Result<(), Ended> {
     let mut chunk = FIRST_CHUNK;
     loop {
@@ -388,6 +407,7 @@ async fn to_tunnel(
             // While the peer takes nothing nobody reads from the application, so its reset must be looked for.
             kind = broken(app) => return Err(Ended::AppReset(kind)),
         };
+        let turn = place.turn().await;
         let mut buffer = BytesMut::with_capacity(room);
         match app.try_read_buf(&mut buffer) {
             Ok(0) => {
@@ -396,6 +416,7 @@ async fn to_tunnel(
                 return send.send_data(Bytes::new(), true).map_err(|cause| lost_while_sending(send, &cause));
             }
             Ok(read) => {
+                turn.moved(read, read == room);
                 if read == chunk && chunk < LARGEST_CHUNK {
                     chunk *= 4;
                 }
@@ -444,6 +465,7 @@ async fn to_app(
     receive: &mut RecvStream,
     meter: &Counted<'_>,
     app_fin: &Fin,
+    mut place: Place,
 ) -> Result<(), Ended> {
     loop {
         // Once the application has sent FIN nobody reads from it, so its reset must be looked for.
@@ -454,6 +476,7 @@ async fn to_app(
         match data {
             Some(Ok(data)) => {
                 let bytes = data.len();
+                place.turn().await.moved(bytes, bytes >= FIRST_CHUNK);
                 write_all(app, &data).await.map_err(|cause| Ended::AppReset(cause.kind()))?;
                 meter.received(bytes);
                 tokio::task::consume_budget().await;

@@ -42,8 +42,8 @@ use super::ended::Ended;
 use super::error::{HandshakeError, OpenError};
 use super::placement::Carried;
 use super::{CLIENT_HEADER_LIST, CONNECT_DEADLINE, Config, SERVER_HEADER_LIST, SERVER_STREAMS};
-use crate::flow::Side;
 use crate::flow::relay::{Meter, broken};
+use crate::flow::{Place, Share, Side};
 use crate::http2::{self, Code, Fields, Machine, Role, StreamId};
 use crate::identity::VerifiedPeer;
 use crate::net::socket::{close_in_order, reset_on_close, tell_what_is_left, watch_half_closed};
@@ -71,6 +71,7 @@ fn start(
     socket: StdStream,
     established: Established,
     config: &Config,
+    share: Share,
 ) -> Result<Driver, HandshakeError> {
     let socket = TcpStream::from_std(socket).map_err(|cause| HandshakeError::Tls(cause.into()))?;
     let (header_list, streams) = match role {
@@ -87,7 +88,7 @@ fn start(
     };
     let Established { sealer, opener, received, .. } = established;
     let inner = Inner::new(Machine::new(role, limits, now()), Transmit::new(sealer));
-    let connection = Rc::new(Connection { socket, inner: RefCell::new(inner) });
+    let connection = Rc::new(Connection { socket, share, inner: RefCell::new(inner) });
     Ok(Driver::new(connection, opener, received))
 }
 
@@ -108,8 +109,9 @@ impl Tunnel {
         established: Established,
         peer: VerifiedPeer,
         config: &Config,
+        share: Share,
     ) -> Result<Self, HandshakeError> {
-        let mut driver = start(Role::Client, socket, established, config)?;
+        let mut driver = start(Role::Client, socket, established, config, share)?;
         let connection = Rc::downgrade(&driver.connection);
         let counted = Rc::new(Cell::new(None));
         let count = counted.clone();
@@ -258,8 +260,9 @@ impl Server {
         socket: StdStream,
         established: Established,
         config: &Config,
+        share: Share,
     ) -> Result<Self, HandshakeError> {
-        let mut driver = start(Role::Server, socket, established, config)?;
+        let mut driver = start(Role::Server, socket, established, config, share)?;
         let begun = driver.run(|inner| inner.ready).await;
         match begun {
             None => Ok(Self { driver }),
@@ -425,7 +428,8 @@ impl Opened {
         if let Some(stream) = held.connection.inner.borrow_mut().streams.get_mut(&held.id) {
             stream.app = Some(App { socket: app.clone(), meter, side });
         }
-        Carry { held, app, broken: None }
+        let place = held.connection.share.place();
+        Carry { held, app, place, broken: None }
     }
 }
 
@@ -433,6 +437,8 @@ impl Opened {
 pub(super) struct Carry {
     held: Held,
     app: Rc<TcpStream>,
+    /// Where what the application sends waits for the pod's turn.
+    place: Place,
     /// Looks for the application's reset; made when nobody reads from it for the first time.
     broken: Option<Pin<Box<dyn Future<Output = ErrorKind>>>>,
 }
@@ -442,12 +448,12 @@ impl Future for Carry {
 
     /// Moves what can be moved in both directions.
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Ended> {
-        let Self { held, app, broken: reset } = &mut *self;
+        let Self { held, app, place, broken: reset } = &mut *self;
         let inner = &mut *held.connection.inner.borrow_mut();
         let (ended, given_back) = held.give(inner, cx, app);
         let (ended, reads) = match ended {
             Some(ended) => (Some(ended), false),
-            None => held.take(inner, cx, app),
+            None => held.take(inner, cx, app, place),
         };
         if given_back && ended.is_none() {
             inner.flush_soon(&held.connection.socket);
@@ -506,7 +512,13 @@ impl Held {
 
     /// From the application to the tunnel, one batch. Says also whether the application is being read from, so that its reset
     /// will show.
-    fn take(&self, inner: &mut Inner, cx: &mut Context<'_>, app: &TcpStream) -> (Option<Ended>, bool) {
+    fn take(
+        &self,
+        inner: &mut Inner,
+        cx: &mut Context<'_>,
+        app: &TcpStream,
+        place: &mut Place,
+    ) -> (Option<Ended>, bool) {
         let had_turn = inner.streams.get(&self.id).is_some_and(|stream| stream.turn);
         let mut result = (None, false);
         while let Some(stream) = inner.streams.get(&self.id)
@@ -524,16 +536,24 @@ impl Held {
                 }
                 Poll::Ready(Ok(())) => {}
             }
+            let Poll::Ready(turn) = place.poll_turn(cx) else {
+                // Soon, and then its reset shows.
+                result = (None, true);
+                break;
+            };
             if !inner.is_turn(self.id) {
                 break;
             }
             match inner.send_from(self.id, &self.connection.socket) {
-                Sent::Some { more: true } => {
-                    // The others first.
-                    cx.waker().wake_by_ref();
-                    break;
+                Sent::Some { bytes, more } => {
+                    turn.moved(bytes, more);
+                    if more {
+                        // The others first.
+                        cx.waker().wake_by_ref();
+                        break;
+                    }
                 }
-                Sent::Some { more: false } | Sent::Nothing => {}
+                Sent::Nothing => {}
                 Sent::End => {
                     if let Some(stream) = inner.streams.get_mut(&self.id) {
                         stream.sent_end = true;

@@ -24,6 +24,7 @@ use tokio::task::{JoinHandle, LocalSet, spawn_local};
 
 use super::*;
 use crate::capture::{self, Pod};
+use crate::flow::Share;
 use crate::flow::relay::Meter;
 use crate::identity::{Authority, Clock, Credentials, EmbeddedCa, SpiffeId, Tls, TlsPolicy};
 use crate::net::Netns;
@@ -164,7 +165,10 @@ struct Pair {
 async fn pair() -> Pair {
     let (client, server) = secured().await;
     let config = config();
-    let (tunnel, server) = tokio::join!(Tunnel::start(client, &config), Server::start(server, &config));
+    let (tunnel, server) = tokio::join!(
+        Tunnel::start(client, &config, Share::alone()),
+        Server::start(server, &config, Share::alone())
+    );
     let (server, (arrived, incoming)) = (server.unwrap(), unbounded_channel());
     let (drain, draining) = tokio::sync::oneshot::channel();
     let each = move |stream| drop(arrived.send(stream));

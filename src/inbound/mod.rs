@@ -28,8 +28,8 @@ use tokio::sync::oneshot;
 use crate::capture::{Accepted, Acceptor, Pod, SpoofError, connected};
 use crate::flow::live::Live;
 use crate::flow::{
-    Baggage, Carrying, Outcome, Parties, Peer, Record, Seen, Side, Stage, Timeline, baggage_of, early_deny,
-    labels_of_service, peer_of,
+    Baggage, Carrying, Outcome, Parties, Peer, Record, Seen, Share, Side, Stage, Timeline, baggage_of,
+    early_deny, labels_of_service, peer_of,
 };
 use crate::hands::Hands;
 use crate::hbone::{self, Carried, HandshakeError, Incoming, Opened, Secured, Server, TCP_DEADLINE};
@@ -259,8 +259,9 @@ impl Inbound {
             }
         };
         let serving = async {
+            let share = Share::of(&tunnel.pod.uid);
             let server =
-                Server::start(secured, &self.config.hbone).await.map_err(|cause| cause.to_string())?;
+                Server::start(secured, &self.config.hbone, share).await.map_err(|cause| cause.to_string())?;
             let each = |incoming| {
                 tokio::task::spawn_local(self.clone().stream(tunnel.clone(), incoming));
             };

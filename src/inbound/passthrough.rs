@@ -12,7 +12,7 @@ use super::{Begun, Inbound, Subject, carrying, cut_short};
 use crate::capture::{Accepted, Acceptor, Downstream, Pod, Unanswered, is_own_port};
 use crate::flow::relay::relay;
 use crate::flow::{
-    Direction, Outcome, Parties, Peer, Record, Stage, Timeline, early_deny, labels_of_service, peer_of,
+    Direction, Outcome, Parties, Peer, Record, Share, Stage, Timeline, early_deny, labels_of_service, peer_of,
 };
 use crate::hbone::Carried;
 use crate::mesh::Workload;
@@ -128,7 +128,7 @@ impl Inbound {
                 return None;
             }
         };
-        let mut relaying = Box::pin(relay(downstream, upstream, meter));
+        let mut relaying = Box::pin(relay(downstream, upstream, meter, Share::of(&admitted.pod().uid)));
         let way = move |cx: &mut Context<'_>| {
             let _until_then = &port;
             relaying.as_mut().poll(cx).map(Outcome::from)

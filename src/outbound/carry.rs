@@ -20,7 +20,7 @@ use super::{Outbound, Placed, Subject};
 use crate::capture::connected;
 use crate::flow::live::Ticket;
 use crate::flow::relay::relay;
-use crate::flow::{Carrying, Direction, Outcome, Parties, Peer, Record, Side, Stage, Timeline};
+use crate::flow::{Carrying, Direction, Outcome, Parties, Peer, Record, Share, Side, Stage, Timeline};
 use crate::flow::{baggage_of, labels_of_service, peer_of};
 use crate::hbone::{
     Carried, ConnectRequest, DialPlan, HandshakeError, OpenError, Opened, TCP_DEADLINE, TraceIds, Tunnel,
@@ -210,6 +210,7 @@ impl Outbound {
             trace: TraceIds::random(),
         };
         let pool = self.pool(&placed.pod);
+        let share = &Share::of(&placed.pod.uid);
         let new_tunnel = || async {
             // Asked for only here: most connections find a tunnel.
             let plan = DialPlan {
@@ -220,7 +221,10 @@ impl Outbound {
             };
             let secured = self.hands.handshakes.connect(plan).await?;
             let stamps = secured.stamps;
-            Ok::<_, HandshakeError>((Tunnel::start(secured, &self.config.hbone).await?, stamps))
+            Ok::<_, HandshakeError>((
+                Tunnel::start(secured, &self.config.hbone, share.clone()).await?,
+                stamps,
+            ))
         };
         let mut refused_anew = false;
         loop {
@@ -338,7 +342,8 @@ fn carrying(
     let meter = record.meter();
     match upstream {
         Upstream::Plain(upstream) => {
-            let mut relaying = Box::pin(relay(app, upstream, meter));
+            let share = Share::of(&ticket.facts().pod.uid);
+            let mut relaying = Box::pin(relay(app, upstream, meter, share));
             Box::pin(Carrying::new(record, move |cx| match ticket.poll_cut(cx) {
                 Poll::Ready(()) => Poll::Ready(Outcome::Drained),
                 Poll::Pending => relaying.as_mut().poll(cx).map(Outcome::from),

@@ -13,5 +13,6 @@ mod ends;
 mod lifecycle;
 mod many;
 mod policy;
+mod share;
 mod stage;
 mod takeover;

@@ -44,7 +44,7 @@ async fn line() -> Line {
     let (server, upstream) = socket_pair().await;
     let counted = Rc::new(Counted::default());
     let count = counted.clone();
-    let relaying = spawn_local(async move { relay(downstream, upstream, count).await });
+    let relaying = spawn_local(async move { relay(downstream, upstream, count, Share::alone()).await });
     Line { client, server, counted, relaying }
 }
 
@@ -309,7 +309,8 @@ fn a_half_closed_connection_is_probed_at_both_ends() {
         let (mut client, downstream) = socket_pair().await;
         let (mut server, upstream) = socket_pair().await;
         let ours = [&downstream, &upstream].map(|socket| socket.as_fd().try_clone_to_owned().unwrap());
-        let relaying = spawn_local(async move { relay(downstream, upstream, Counted::default()).await });
+        let relaying =
+            spawn_local(async move { relay(downstream, upstream, Counted::default(), Share::alone()).await });
         client.write_all(b"question").await.unwrap();
         server.read_exact(&mut [0; 8]).await.unwrap();
         for socket in &ours {

@@ -54,7 +54,14 @@ async fn stream(requests: &SendRequest<Bytes>) -> TcpStream {
     let head = Request::builder().method("CONNECT").uri("10.0.0.1:80").body(()).unwrap();
     let (response, send) = requests.clone().ready().await.unwrap().send_request(head, false).unwrap();
     let (parts, receive) = response.await.unwrap().into_parts();
-    let opened = Opened { send, receive, headers: parts.headers, app: Side::Client, _count: None };
+    let opened = Opened {
+        send,
+        receive,
+        headers: parts.headers,
+        app: Side::Client,
+        share: Share::alone(),
+        _count: None,
+    };
     let (app, socket) = sockets().await;
     spawn_local(async move { opened.carry(socket, Rc::new(Uncounted)).await });
     app

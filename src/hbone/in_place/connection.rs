@@ -15,6 +15,7 @@ use super::backlog::{self, Grown};
 use super::buffers::Size;
 use super::stream::{Stream, Streams};
 use super::transmit::{Read, Transmit};
+use crate::flow::Share;
 use crate::hbone::ended::Ended;
 use crate::http2::{Code, HEAD, Machine, Request, StreamId};
 use crate::tls::SealError;
@@ -25,6 +26,8 @@ const SHARE: usize = 4 << 10;
 /// One tunnel.
 pub(super) struct Connection {
     pub socket: TcpStream,
+    /// What its pod may move of what this worker does.
+    pub share: Share,
     pub inner: RefCell<Inner>,
 }
 
@@ -60,8 +63,8 @@ pub(super) struct Inner {
 
 /// What became of an attempt to send an application's bytes.
 pub(super) enum Sent {
-    /// What there was; `more` where the application had at least as much as could be taken.
-    Some { more: bool },
+    /// So many bytes; `more` where the application had at least as much as could be taken.
+    Some { bytes: usize, more: bool },
     /// The application has ended, and the peer was told.
     End,
     /// There was nothing to send.
@@ -234,7 +237,7 @@ impl Inner {
         } else {
             self.flush_soon(socket);
         }
-        Ok(Sent::Some { more })
+        Ok(Sent::Some { bytes, more })
     }
 
     /// Whether `id` may send now; if not, it is in the queue.

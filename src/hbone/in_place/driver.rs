@@ -21,6 +21,7 @@ use super::buffers::{self, Buffer, Size, Use};
 use super::connection::{Connection, Inner};
 use super::stream::Stream;
 use super::transmit::nothing_more;
+use crate::flow::Place;
 use crate::hbone::ended::Ended;
 use crate::http2::{Action, Code, Cut, StreamId};
 use crate::tls::{Content, HEADER, Opened, Opener};
@@ -44,6 +45,8 @@ thread_local! {
 /// What only the tunnel's task needs of a tunnel.
 pub(super) struct Driver {
     pub connection: Rc<Connection>,
+    /// Where what the peer sends waits for the pod's turn.
+    place: Place,
     receive: Receive,
     /// Fires at the machine's deadline or earlier.
     timer: Pin<Box<Sleep>>,
@@ -70,6 +73,24 @@ struct Receive {
     opened: Vec<Range<usize>>,
     /// The peer's close_notify, or the end of the connection, was seen.
     end: Option<End>,
+}
+
+/// How far a turn of the tunnel's task came with what there is to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reading {
+    /// There is no more.
+    Done,
+    /// There is probably more.
+    More,
+    /// There is more, and it is others' turn: the task is woken when it is its own.
+    Waits,
+}
+
+/// What one read brought.
+struct Took {
+    bytes: usize,
+    /// The buffer was filled: there is probably more.
+    more: bool,
 }
 
 /// A buffer that waits for the rest of a record.
@@ -132,8 +153,10 @@ impl<'a> Gather<'a> {
 impl Driver {
     /// The task of `connection`, which opens with `opener`. `received` came with the handshake.
     pub fn new(connection: Rc<Connection>, opener: Opener, received: Vec<u8>) -> Self {
+        let place = connection.share.place();
         Self {
             connection,
+            place,
             receive: Receive {
                 opener,
                 rest: received,
@@ -178,7 +201,7 @@ impl Driver {
     fn go_on(&mut self, cx: &mut Context<'_>) {
         let now = tokio::time::Instant::now().into_std();
         let connection = self.connection.clone();
-        let more = self.read(cx, now);
+        let reading = self.read(cx, now);
         let inner = &mut *connection.inner.borrow_mut();
         let due = self.timer.as_mut().poll(cx).is_ready();
         if due && inner.machine.failure().is_none() {
@@ -192,7 +215,9 @@ impl Driver {
         }
         inner.poll_flush(&connection.socket, cx);
         // What the peer said before it went is read first: streams that ended are not cut.
-        if !more && let Some(why) = inner.send_failed.take() {
+        if reading == Reading::Done
+            && let Some(why) = inner.send_failed.take()
+        {
             inner.lose(why);
         }
         inner.next_turn();
@@ -225,34 +250,41 @@ impl Driver {
             self.timer.as_mut().reset(tokio::time::Instant::now() + patience);
             return;
         }
-        if more {
+        if reading == Reading::More {
             cx.waker().wake_by_ref();
         }
         let last = self.finishing.map(|since| since + ORDERLY);
         self.rearm(cx, inner.machine.deadline().or(last));
     }
 
-    /// Reads once and does what the bytes say. Returns whether there is probably more.
-    fn read(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+    /// Reads once and does what the bytes say.
+    fn read(&mut self, cx: &mut Context<'_>, now: Instant) -> Reading {
         while self.receive.end.is_none() {
             match self.connection.socket.poll_read_ready(cx) {
-                Poll::Pending => return false,
+                Poll::Pending => return Reading::Done,
                 Poll::Ready(Err(cause)) => {
                     self.receive.fail(format!("receiving failed: {cause}"), None);
-                    return false;
+                    return Reading::Done;
                 }
-                Poll::Ready(Ok(())) => match self.receive.turn(&self.connection, now) {
-                    Ok(Some(true)) => return true,
-                    // No more for now: asked once more, the reactor wakes us when there is.
-                    Ok(Some(false) | None) => {}
-                    Err(cause) => {
-                        self.receive.fail(format!("receiving failed: {cause}"), None);
-                        return false;
+                Poll::Ready(Ok(())) => {}
+            }
+            let Poll::Ready(turn) = self.place.poll_turn(cx) else { return Reading::Waits };
+            match self.receive.turn(&self.connection, now) {
+                Ok(Some(Took { bytes, more })) => {
+                    turn.moved(bytes, more);
+                    if more {
+                        return Reading::More;
                     }
-                },
+                }
+                // No more for now: asked once more, the reactor wakes us when there is.
+                Ok(None) => {}
+                Err(cause) => {
+                    self.receive.fail(format!("receiving failed: {cause}"), None);
+                    return Reading::Done;
+                }
             }
         }
-        false
+        Reading::Done
     }
 
     /// Sets the timer to `deadline`, unless it fires before that anyway: most turns only move the deadline further away.
@@ -451,8 +483,8 @@ impl Receive {
         self.end.get_or_insert(End::Failed { why, alert });
     }
 
-    /// One read and what it brings. `None` when there was nothing; else whether there is probably more.
-    fn turn(&mut self, connection: &Connection, now: Instant) -> io::Result<Option<bool>> {
+    /// One read and what it brings. `None` when there was nothing.
+    fn turn(&mut self, connection: &Connection, now: Instant) -> io::Result<Option<Took>> {
         self.take_in(connection, now, Some(&connection.socket))
     }
 
@@ -461,7 +493,7 @@ impl Receive {
         connection: &Connection,
         now: Instant,
         socket: Option<&tokio::net::TcpStream>,
-    ) -> io::Result<Option<bool>> {
+    ) -> io::Result<Option<Took>> {
         let (mut buffer, mut bytes) = match self.kept.take() {
             Some(kept) => kept.into_parts(),
             None => {
@@ -475,7 +507,7 @@ impl Receive {
                 (buffer, 0..length)
             }
         };
-        let mut more = false;
+        let mut took = Took { bytes: 0, more: false };
         if let Some(socket) = socket {
             // A record never lies across the end of the buffer.
             if bytes.start > 0 {
@@ -492,15 +524,15 @@ impl Receive {
                     } else {
                         self.end.get_or_insert(End::Closed);
                     }
-                    return Ok(Some(false));
+                    return Ok(Some(took));
                 }
                 Ok(read) => {
                     bytes.end += read;
-                    more = read == place;
-                    if !more {
+                    took = Took { bytes: read, more: read == place };
+                    if !took.more {
                         nothing_more(socket, Interest::READABLE);
                     }
-                    self.adapt(buffer.size(), read, more);
+                    self.adapt(buffer.size(), read, took.more);
                 }
                 Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => {
                     self.put_aside(buffer, bytes);
@@ -508,7 +540,7 @@ impl Receive {
                 }
                 Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {
                     self.put_aside(buffer, bytes);
-                    return Ok(Some(true));
+                    return Ok(Some(Took { bytes: 0, more: true }));
                 }
                 Err(cause) => return Err(cause),
             }
@@ -519,7 +551,7 @@ impl Receive {
         if self.end.is_none() {
             self.put_aside(buffer, bytes);
         }
-        Ok(Some(more))
+        Ok(Some(took))
     }
 
     /// A larger buffer after full reads, a smaller one when there is little.

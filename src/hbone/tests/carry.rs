@@ -173,7 +173,7 @@ fn a_tunnel_handed_to_another_thread_works_there() {
     let (opened, is_open) = std::sync::mpsc::channel();
     let far = thread::spawn(move || {
         once(async {
-            let server = Server::start(server, &config()).await.unwrap();
+            let server = Server::start(server, &config(), Share::alone()).await.unwrap();
             let each = |incoming: Incoming| {
                 spawn_local(async move {
                     let (mut app, carrying) = carried(incoming.accept(None).unwrap()).await;
@@ -189,7 +189,7 @@ fn a_tunnel_handed_to_another_thread_works_there() {
     });
     let near = thread::spawn(move || {
         once(async {
-            let tunnel = Tunnel::start(client, &config()).await.unwrap();
+            let tunnel = Tunnel::start(client, &config(), Share::alone()).await.unwrap();
             let (mut app, carrying) = carried(tunnel.open(&request()).await.unwrap()).await;
             opened.send(()).unwrap();
             app.write_all(b"echo").await.unwrap();
@@ -222,7 +222,7 @@ fn after(then: Vec<u8>, check: impl AsyncFn(TcpStream, Ended)) {
             let _ = done.recv();
         });
         let secured = PLACE.handshakes.connect(plan(addr)).await.unwrap();
-        let tunnel = Tunnel::start(secured, &config()).await.unwrap();
+        let tunnel = Tunnel::start(secured, &config(), Share::alone()).await.unwrap();
         let opened = tunnel.open(&request()).await.unwrap();
         let (app, carrying) = carried(opened).await;
         check(app, carrying.await.unwrap().0).await;
@@ -293,7 +293,7 @@ fn streams_that_say_nothing_hold_no_window_that_others_need() {
             (bytes, talker)
         });
         let secured = PLACE.handshakes.connect(plan(addr)).await.unwrap();
-        let tunnel = Tunnel::start(secured, &config()).await.unwrap();
+        let tunnel = Tunnel::start(secured, &config(), Share::alone()).await.unwrap();
         let mut quiet = Vec::new();
         for _ in 0..10 {
             let (mut app, carrying) = carried(tunnel.open(&request()).await.unwrap()).await;

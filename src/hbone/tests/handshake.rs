@@ -42,8 +42,10 @@ fn a_tunnel_carries_bytes_whichever_carrier_each_end_has() {
     once(async {
         for (near, far) in [(Carrier::InPlace, Carrier::Classic), (Carrier::Classic, Carrier::InPlace)] {
             let (client, server) = shake(near, far, PLACE.server.clone()).await;
-            let tunnel = spawn_local(async move { Tunnel::start(client.unwrap(), &config()).await.unwrap() });
-            let server = Server::start(server.unwrap(), &config()).await.unwrap();
+            let tunnel = spawn_local(async move {
+                Tunnel::start(client.unwrap(), &config(), Share::alone()).await.unwrap()
+            });
+            let server = Server::start(server.unwrap(), &config(), Share::alone()).await.unwrap();
             let (asked, mut asks) = unbounded_channel();
             let _serving =
                 spawn_local(server.serve(move |incoming| drop(asked.send(incoming)), std::future::pending()));

@@ -60,7 +60,7 @@ fn a_refusal_is_a_status_that_ends_the_stream_and_then_no_error() {
         });
         let tcp = accept_tcp(listener).await;
         let secured = PLACE.handshakes.accept(tcp, PLACE.server.clone(), CARRIER.get()).await.unwrap();
-        let server = Server::start(secured, &config()).await.unwrap();
+        let server = Server::start(secured, &config(), Share::alone()).await.unwrap();
         let each = |incoming: Incoming| incoming.refuse(StatusCode::UNAUTHORIZED);
         let _serving = spawn_local(server.serve(each, std::future::pending()));
         let seen = tokio::task::spawn_blocking(|| peer.join().unwrap()).await.unwrap();
@@ -98,7 +98,7 @@ async fn scripted(script: impl FnOnce(Raw) + Send + 'static) -> (Rc<Tunnel>, thr
     let (listener, addr) = listen();
     let peer = thread::spawn(move || script(Raw::serve(&listener)));
     let secured = PLACE.handshakes.connect(plan(addr)).await.unwrap();
-    (Rc::new(Tunnel::start(secured, &config()).await.unwrap()), peer)
+    (Rc::new(Tunnel::start(secured, &config(), Share::alone()).await.unwrap()), peer)
 }
 
 async fn joined(peer: thread::JoinHandle<()>) {

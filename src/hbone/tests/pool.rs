@@ -36,7 +36,10 @@ impl Workshop {
         self.handshakes.set(self.handshakes.get() + 1);
         let (client, server) = secured().await;
         let config = config();
-        let (tunnel, server) = tokio::join!(Tunnel::start(client, &config), Server::start(server, &config));
+        let (tunnel, server) = tokio::join!(
+            Tunnel::start(client, &config, Share::alone()),
+            Server::start(server, &config, Share::alone())
+        );
         spawn_local(server.unwrap().serve(
             |incoming| {
                 spawn_local(async move {

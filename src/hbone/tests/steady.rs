@@ -117,7 +117,7 @@ fn a_tunnel_whose_peer_takes_nothing_waits_for_it_without_work() {
             ended.recv().unwrap_err();
         });
         let secured = PLACE.handshakes.connect(plan(addr)).await.unwrap();
-        let tunnel = Tunnel::start(secured, &config()).await.unwrap();
+        let tunnel = Tunnel::start(secured, &config(), Share::alone()).await.unwrap();
         let (mut app, carrying) = carried(tunnel.open(&request()).await.unwrap()).await;
         let writing = spawn_local(async move {
             let chunk = vec![7; MIB];

@@ -41,7 +41,7 @@ fn a_client_announces_the_limits_of_the_reference() {
             (peer.next().settings(), peer.until(raw::WINDOW_UPDATE))
         });
         let secured = PLACE.handshakes.connect(plan(addr)).await.unwrap();
-        let _tunnel = Tunnel::start(secured, &config()).await.unwrap();
+        let _tunnel = Tunnel::start(secured, &config(), Share::alone()).await.unwrap();
         let (settings, update) = tokio::task::spawn_blocking(|| peer.join().unwrap()).await.unwrap();
         let expected = [
             (ENABLE_PUSH, 0),
@@ -66,7 +66,7 @@ fn a_server_announces_the_limits_of_the_reference() {
         });
         let tcp = accept_tcp(listener).await;
         let secured = PLACE.handshakes.accept(tcp, PLACE.server.clone(), CARRIER.get()).await.unwrap();
-        let server = Server::start(secured, &config()).await.unwrap();
+        let server = Server::start(secured, &config(), Share::alone()).await.unwrap();
         let _serving = spawn_local(server.serve(|_| {}, std::future::pending()));
         let (settings, update) = tokio::task::spawn_blocking(|| peer.join().unwrap()).await.unwrap();
         let expected = [
@@ -94,7 +94,7 @@ fn a_silent_server_is_pinged_after_10_s_and_given_up_20_s_later() {
         });
         let secured = PLACE.handshakes.connect(plan(addr)).await.unwrap();
         let started = tokio::time::Instant::now();
-        let tunnel = Tunnel::start(secured, &config()).await.unwrap();
+        let tunnel = Tunnel::start(secured, &config(), Share::alone()).await.unwrap();
         // Real time for the greetings; then there is only silence.
         tokio::time::sleep(Duration::from_secs(2)).await;
         tokio::time::pause();
@@ -124,7 +124,7 @@ fn a_silent_client_is_given_up_as_well() {
         });
         let tcp = accept_tcp(listener).await;
         let secured = PLACE.handshakes.accept(tcp, PLACE.server.clone(), CARRIER.get()).await.unwrap();
-        let server = Server::start(secured, &config()).await.unwrap();
+        let server = Server::start(secured, &config(), Share::alone()).await.unwrap();
         let serving = spawn_local(server.serve(|_| {}, std::future::pending()));
         // Real time for what the peer says of itself; then there is only silence.
         tokio::time::sleep(Duration::from_secs(2)).await;
@@ -152,7 +152,7 @@ fn a_client_that_sends_no_preface_is_given_up() {
         let tcp = accept_tcp(listener).await;
         let secured = PLACE.handshakes.accept(tcp, PLACE.server.clone(), CARRIER.get()).await.unwrap();
         tokio::time::pause();
-        let refused = Server::start(secured, &config()).await.err();
+        let refused = Server::start(secured, &config(), Share::alone()).await.err();
         assert!(matches!(refused, Some(HandshakeError::Http2Timeout(_))), "{refused:?}");
         // In place the machine says goodbye to whoever may be there.
         assert_eq!(peer.join().unwrap(), CARRIER.get() == Carrier::Classic);
