@@ -61,6 +61,12 @@ pub(super) fn held() -> (usize, usize) {
     (backlog::held(), buffers::held().0)
 }
 
+/// As if backlogs of this worker held `bytes` more, or no longer did.
+#[cfg(test)]
+pub(super) fn pretend(bytes: usize, held: bool) {
+    if held { backlog::add(bytes) } else { backlog::remove(bytes) }
+}
+
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }

@@ -126,6 +126,13 @@ fn once(story: impl Future<Output = ()>) {
     });
 }
 
+/// The application is told of an abnormal end, and not of an orderly one.
+async fn is_reset(mut app: TcpStream) {
+    let mut rest = Vec::new();
+    let ended = tokio::io::AsyncReadExt::read_to_end(&mut app, &mut rest).await;
+    assert_eq!(ended.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+}
+
 /// A listener on the pod's loopback.
 fn listen() -> (TcpListener, SocketAddr) {
     let listener = PLACE.pod.netns.run(|| TcpListener::bind("127.0.0.1:0")).unwrap();

@@ -40,6 +40,8 @@ pub(super) struct Transmit {
     open: usize,
     /// The socket took less than it was given.
     full: bool,
+    /// The last record, while there is no room for it.
+    last: Option<SmallRecord>,
 }
 
 /// What reading from an application came to.
@@ -56,7 +58,7 @@ pub(super) enum Read {
 
 impl Transmit {
     pub fn new(sealer: Sealer) -> Self {
-        Self { sealer, owed: false, buffer: None, sent: 0, sealed: 0, open: 0, full: false }
+        Self { sealer, owed: false, buffer: None, sent: 0, sealed: 0, open: 0, full: false, last: None }
     }
 
     /// Whether the socket is full: until [`send`](Self::send) has emptied the buffer nothing is added.
@@ -66,7 +68,7 @@ impl Transmit {
 
     /// Whether something waits to be sealed or sent.
     pub fn is_pending(&self) -> bool {
-        self.open > 0 || self.sent < self.sealed
+        self.open > 0 || self.sent < self.sealed || self.last.is_some()
     }
 
     /// The peer wants our keys to change.
@@ -177,6 +179,17 @@ impl Transmit {
     /// Seals what has gathered and sends as much as the socket takes. When all is sent, the buffer goes back.
     pub fn send(&mut self, socket: &TcpStream) -> io::Result<()> {
         self.seal().map_err(io::Error::other)?;
+        self.send_sealed(socket)?;
+        if !self.full
+            && let Some(last) = self.last.take()
+        {
+            self.put(&last);
+            self.send_sealed(socket)?;
+        }
+        Ok(())
+    }
+
+    fn send_sealed(&mut self, socket: &TcpStream) -> io::Result<()> {
         let Some(buffer) = &self.buffer else { return Ok(()) };
         while self.sent < self.sealed {
             let rest = &buffer[self.sent..self.sealed];
@@ -214,7 +227,9 @@ impl Transmit {
             None => self.sealer.seal_close_notify()?,
             Some(alert) => self.sealer.seal_alert(alert)?,
         };
-        self.put(&record);
+        if !self.put(&record) {
+            self.last = Some(record);
+        }
         Ok(())
     }
 
@@ -240,18 +255,20 @@ impl Transmit {
         }
         while self.sealer.key_update_due() {
             let record = self.sealer.seal_key_update(PeerKeys::Stay)?;
-            self.put(&record);
+            let placed = self.put(&record);
+            debug_assert!(placed, "the headroom is larger");
         }
         Ok(())
     }
 
-    fn put(&mut self, record: &SmallRecord) {
+    /// Puts a sealed record behind the others; false where there is no room for it.
+    fn put(&mut self, record: &SmallRecord) -> bool {
         let buffer = self.buffer.get_or_insert_with(|| Buffer::take(Use::Send, Size::Small));
         let end = self.sealed + record.len();
-        if let Some(place) = buffer.get_mut(self.sealed..end) {
-            place.copy_from_slice(record);
-            self.sealed = end;
-        }
+        let Some(place) = buffer.get_mut(self.sealed..end) else { return false };
+        place.copy_from_slice(record);
+        self.sealed = end;
+        true
     }
 
     fn seal(&mut self) -> Result<(), SealError> {

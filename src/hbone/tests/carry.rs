@@ -76,13 +76,6 @@ fn a_server_that_stops_sending_still_hears_the_client() {
     });
 }
 
-/// The application is told of an abnormal end, and not of an orderly one.
-async fn is_reset(mut app: TcpStream) {
-    let mut rest = Vec::new();
-    let ended = app.read_to_end(&mut rest).await;
-    assert_eq!(ended.unwrap_err().kind(), ErrorKind::ConnectionReset);
-}
-
 #[test]
 fn a_client_reset_reaches_the_server_application_as_a_reset() {
     story(async || {

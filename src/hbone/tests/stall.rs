@@ -3,6 +3,7 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
+use crate::http2::Code;
 
 const STREAMS: usize = 100;
 /// What waits for an application that reads nothing: more than its window and the sockets on the way hold.
@@ -164,6 +165,32 @@ fn three_hundred_stalled_streams_on_three_tunnels_are_all_served_in_the_end() {
         for served in served {
             served.await.unwrap();
         }
+        assert_eq!(in_place::held(), (0, 0));
+    });
+}
+
+/// Also one that its client had said all on: what was thrown away must not look like the end.
+#[test]
+fn a_stream_whose_backlog_is_thrown_away_ends_as_a_reset_and_the_others_go_on() {
+    const ALL_BUT_A_LITTLE: usize = (64 << 20) - (16 << 10);
+    const SAID: usize = 240 << 10;
+    once(async {
+        let mut pair = pair().await;
+        let Line { mut client, server, near, far } = line(&mut pair).await;
+        let mut other = line(&mut pair).await;
+        in_place::pretend(ALL_BUT_A_LITTLE, true);
+        // All of it fits into the window of the stream and the sockets on the way, the end included.
+        client.write_all(&payload(1, SAID)).await.unwrap();
+        client.shutdown().await.unwrap();
+        let calm = Ended::PeerReset(Code::ENHANCE_YOUR_CALM);
+        assert_eq!((near.await.unwrap().0, far.await.unwrap().0), (calm.clone(), calm));
+        is_reset(client).await;
+        is_reset(server).await;
+        in_place::pretend(ALL_BUT_A_LITTLE, false);
+        exchange(&mut other, 7).await;
+        let Line { client, server, near, far } = other;
+        drop((client, server));
+        assert_eq!((near.await.unwrap().0, far.await.unwrap().0), (Ended::Complete, Ended::Complete));
         assert_eq!(in_place::held(), (0, 0));
     });
 }
