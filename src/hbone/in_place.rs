@@ -25,7 +25,7 @@ use std::io::ErrorKind;
 use std::net::TcpStream as StdStream;
 use std::pin::{Pin, pin};
 use std::rc::{Rc, Weak};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Uri};
@@ -188,6 +188,7 @@ impl Tunnel {
         let authority = request.authority.to_string();
         let fields = request.fields();
         let head = || fields.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes()));
+        let mut waits = Waits { connection: &connection, number: None };
         let id = std::future::poll_fn(|cx| {
             let inner = &mut *connection.inner.borrow_mut();
             if let Some(why) = &inner.lost {
@@ -199,7 +200,7 @@ impl Tunnel {
             match inner.machine.open(&authority, head()) {
                 Ok(id) => Poll::Ready(Ok(id)),
                 Err(http2::OpenError::Full(_)) => {
-                    inner.openers.push_back(cx.waker().clone());
+                    waits.queue(inner, cx.waker());
                     Poll::Pending
                 }
                 Err(refused @ (http2::OpenError::Closing | http2::OpenError::IdsUsedUp)) => {
@@ -241,6 +242,33 @@ impl Tunnel {
             return Err(OpenError::Status(response.status));
         }
         Ok(Opened { held, headers: headers(&response.fields), app: Side::Client })
+    }
+}
+
+/// One who waits for room on a tunnel. Who gives up waits no more, and counts no more.
+struct Waits<'a> {
+    connection: &'a Connection,
+    number: Option<u64>,
+}
+
+impl Waits<'_> {
+    fn queue(&mut self, inner: &mut Inner, waker: &Waker) {
+        if let Some((_, known)) = inner.openers.iter_mut().find(|(number, _)| Some(*number) == self.number) {
+            known.clone_from(waker);
+            return;
+        }
+        let number = inner.next_opener;
+        inner.next_opener += 1;
+        inner.openers.push_back((number, waker.clone()));
+        self.number = Some(number);
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        if let Some(own) = self.number {
+            self.connection.inner.borrow_mut().openers.retain(|(number, _)| *number != own);
+        }
     }
 }
 

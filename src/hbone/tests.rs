@@ -152,7 +152,7 @@ async fn accept_tcp(listener: TcpListener) -> StdStream {
 }
 
 /// Both ends of one finished handshake, client first.
-async fn secured() -> (Secured, Secured) {
+pub(super) async fn secured() -> (Secured, Secured) {
     let (listener, addr) = listen();
     let accept = async {
         PLACE.handshakes.accept(accept_tcp(listener).await, PLACE.server.clone(), CARRIER.get()).await

@@ -55,8 +55,8 @@ pub struct SmallRecord {
 }
 
 impl SmallRecord {
-    /// A KeyUpdate: a handshake header of 4 bytes and 1 byte of content.
-    const MAX: usize = OVERHEAD + 5;
+    /// The longest, in bytes: a KeyUpdate, with a handshake header of 4 bytes and 1 byte of content.
+    pub const MAX: usize = OVERHEAD + 5;
 
     /// A record with room for `body`, which stands in its place unsealed.
     pub(super) fn around(body: &[u8]) -> Self {

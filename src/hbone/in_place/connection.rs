@@ -44,7 +44,9 @@ pub(super) struct Inner {
     /// Requests that nobody has been told of.
     pub requests: VecDeque<(StreamId, Request)>,
     /// Who waits to open a stream.
-    pub openers: VecDeque<Waker>,
+    pub openers: VecDeque<(u64, Waker)>,
+    /// A number for the next of them.
+    pub next_opener: u64,
     /// Wakes the tunnel's task.
     pub driver: Option<Waker>,
     /// What the streams' windows have grown by.
@@ -87,6 +89,7 @@ impl Inner {
             shut: VecDeque::new(),
             requests: VecDeque::new(),
             openers: VecDeque::new(),
+            next_opener: 0,
             driver: None,
             grown: Grown::default(),
             flush: false,
@@ -326,9 +329,9 @@ impl Inner {
         }
     }
 
-    /// Whoever waits to open a stream tries again, in the order they came. All of them: some may have given up.
+    /// Whoever waits to open a stream tries again, in the order they came.
     pub fn wake_openers(&mut self) {
-        self.openers.drain(..).for_each(Waker::wake);
+        self.openers.drain(..).for_each(|(_, waker)| waker.wake());
     }
 
     /// The tunnel is dead: so is every stream on it that had not ended.

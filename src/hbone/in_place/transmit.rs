@@ -233,6 +233,14 @@ impl Transmit {
         Ok(())
     }
 
+    /// Puts one more small record behind what is there; false where there is no room for one.
+    #[cfg(test)]
+    pub fn fill_headroom(&mut self) -> bool {
+        let has_room =
+            self.buffer.as_ref().is_some_and(|buffer| self.sealed + SmallRecord::MAX <= buffer.len());
+        has_room && self.sealer.seal_key_update(PeerKeys::Stay).is_ok_and(|record| self.put(&record))
+    }
+
     /// Gives the buffer back if nothing is in it.
     pub fn release(&mut self) {
         if self.sealed == 0 && self.open == 0 {
@@ -242,6 +250,7 @@ impl Transmit {
 
     /// Makes sure of a buffer, and that what comes next is sealed under the keys it has to be.
     fn begin(&mut self, size: Size) -> Result<(), SealError> {
+        self.answer_before_open()?;
         let buffer = self.buffer.get_or_insert_with(|| Buffer::take(Use::Send, size));
         if self.open > 0 || self.sealer.is_closed() {
             return Ok(());
@@ -261,6 +270,22 @@ impl Transmit {
         Ok(())
     }
 
+    /// The answer to a peer that wants new keys comes before any more data (RFC 8446 §4.6.3): also before what has gathered in the
+    /// open slot, which moves behind it. Where there is no room for that it comes before the next slot.
+    fn answer_before_open(&mut self) -> Result<(), SealError> {
+        let Some(buffer) = &mut self.buffer else { return Ok(()) };
+        let open = self.sealed..self.sealed + self.open + OVERHEAD;
+        if !self.owed || self.open == 0 || open.end + SmallRecord::MAX > buffer.len() {
+            return Ok(());
+        }
+        self.owed = false;
+        self.sealer.owe_key_update();
+        let record = self.sealer.seal_key_update(PeerKeys::Stay)?;
+        buffer.copy_within(open, self.sealed + record.len());
+        self.put(&record);
+        Ok(())
+    }
+
     /// Puts a sealed record behind the others; false where there is no room for it.
     fn put(&mut self, record: &SmallRecord) -> bool {
         let buffer = self.buffer.get_or_insert_with(|| Buffer::take(Use::Send, Size::Small));
@@ -275,6 +300,7 @@ impl Transmit {
         if self.open == 0 {
             return Ok(());
         }
+        self.answer_before_open()?;
         let Some(buffer) = &mut self.buffer else { return Ok(()) };
         let end = self.sealed + self.open + OVERHEAD;
         self.sealer.seal(&mut buffer[self.sealed..end])?;

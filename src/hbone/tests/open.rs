@@ -215,3 +215,32 @@ fn a_drained_server_takes_no_new_streams_and_ends_with_its_last() {
         assert_eq!(pair.serving.await.unwrap(), Ok(()));
     });
 }
+
+#[test]
+fn who_gives_up_waiting_for_room_on_a_tunnel_does_not_count_any_more() {
+    once(async {
+        let mut pair = pair().await;
+        let mut streams = Vec::new();
+        // As many as the server allows.
+        for _ in 0..200 {
+            streams.push(pair.opened().await);
+        }
+        let waiting: Vec<_> = (0..3)
+            .map(|_| {
+                let tunnel = pair.tunnel.clone();
+                spawn_local(async move { tunnel.open(&request()).await.map(drop) })
+            })
+            .collect();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(waiting.iter().all(|open| !open.is_finished()), "the tunnel has room");
+        assert_eq!(pair.tunnel.streams(), 203);
+        waiting.iter().for_each(JoinHandle::abort);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(pair.tunnel.streams(), 200);
+        // The next one to come gets the next room.
+        drop(streams.pop());
+        let stream = pair.opened().await;
+        assert_eq!(pair.tunnel.streams(), 200);
+        drop((stream, streams));
+    });
+}
