@@ -78,7 +78,7 @@ fn an_answer_about_keys_finds_its_place_whatever_has_gathered() {
     for gathered in [1, 100, MAX_BODY - 200, MAX_BODY - 1, MAX_BODY, MAX_BODY + 1] {
         told(async || {
             let (mut transmit, near, opener, far) = halves().await;
-            let frames: Vec<u8> = (0..gathered).map(|n| (n % 251) as u8).collect();
+            let frames: Vec<u8> = (0..=250).cycle().take(gathered).collect();
             // What does not fit is added when the rest has gone.
             let mut added = transmit.add(&frames).unwrap();
             transmit.owe_key_update();
