@@ -57,7 +57,7 @@ impl Tunnel {
                 Client::InPlace(in_place::Tunnel::start(socket, *established, peer, config, share)?)
             }
             Session::Classic(stream) => {
-                Client::Classic(classic::Tunnel::start(*stream, peer, config, share).await?)
+                Client::Classic(Box::pin(classic::Tunnel::start(*stream, peer, config, share)).await?)
             }
         }))
     }
@@ -126,7 +126,7 @@ impl Server {
                 Serving::InPlace(in_place::Server::start(socket, *established, config, share).await?.into())
             }
             Session::Classic(stream) => {
-                Serving::Classic(classic::Server::start(*stream, config, share).await?.into())
+                Serving::Classic(Box::pin(classic::Server::start(*stream, config, share)).await?.into())
             }
         }))
     }
@@ -147,8 +147,10 @@ impl Server {
             Serving::InPlace(server) => {
                 server.serve(|incoming| each(Incoming(Asking::InPlace(Box::new(incoming)))), drain).await
             }
+            // Boxed, so that tunnels that are carried in place do not pay for its size.
             Serving::Classic(server) => {
-                server.serve(|incoming| each(Incoming(Asking::Classic(Box::new(incoming)))), drain).await
+                let each = |incoming| each(Incoming(Asking::Classic(Box::new(incoming))));
+                Box::pin(server.serve(each, drain)).await
             }
         }
     }
