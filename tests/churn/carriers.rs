@@ -22,7 +22,7 @@ use crate::proxies::{Proxies, config};
 /// Tunnels that are open at a time.
 const TUNNELS: usize = 8;
 /// Streams until a tunnel is replaced, whether they are over or not.
-const STREAMS: usize = 2_000;
+const STREAMS: usize = 5_000;
 
 /// What the proxies say of a connection that is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -323,7 +323,10 @@ impl Carrier for Tunnels {
                 pause(random).await;
                 drop(goes);
                 let ended = timeout(SOON, carrying).await.unwrap().unwrap();
-                assert!(matches!(ended, Ended::PeerReset(_)), "{how:?}, and the other proxy is told {ended:?}");
+                assert!(
+                    matches!(ended, Ended::PeerReset(_)),
+                    "{how:?}, and the other proxy is told {ended:?}"
+                );
                 assert_eq!(counted.get(), (0, 0));
                 drop(other);
             }

@@ -156,14 +156,18 @@ pub async fn sees_reset(app: &TcpStream, words: &[u8], said: &[u8]) {
     let (mut words, mut said) = (words, said);
     let mut buffer = [0; 16 << 10];
     let kind = loop {
-        let interest = if words.is_empty() { Interest::READABLE } else { Interest::READABLE | Interest::WRITABLE };
+        let interest =
+            if words.is_empty() { Interest::READABLE } else { Interest::READABLE | Interest::WRITABLE };
         // Whoever asks first is told, so that both directions are asked here and nobody else.
         let ready = app.ready(interest).await.unwrap();
         if ready.is_readable() {
             match app.try_read(&mut buffer) {
                 Ok(0) => panic!("the end of what was broken off looks like one in order"),
                 Ok(read) => {
-                    assert!(said.starts_with(&buffer[..read]), "what arrived before the reset was never said");
+                    assert!(
+                        said.starts_with(&buffer[..read]),
+                        "what arrived before the reset was never said"
+                    );
                     said = &said[read..];
                 }
                 Err(cause) if cause.kind() == ErrorKind::WouldBlock => {}
@@ -250,7 +254,12 @@ pub async fn bereft(nth: usize, mut first: TcpStream, mut second: TcpStream, rea
 }
 
 /// The life of one connection, for as long as at least one of its applications is there.
-pub async fn live(style: Style, mut first: TcpStream, mut second: TcpStream, random: &mut fastrand::Rng) -> Lived {
+pub async fn live(
+    style: Style,
+    mut first: TcpStream,
+    mut second: TcpStream,
+    random: &mut fastrand::Rng,
+) -> Lived {
     let (said, answer) = (words(random), words(random));
     let in_order = |open| Lived::InOrder { there: said.len(), back: answer.len(), open };
     pause(random).await;

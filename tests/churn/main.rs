@@ -7,6 +7,7 @@
 
 mod carriers;
 mod crowd;
+mod exhausted;
 mod held;
 mod life;
 mod proxies;
@@ -34,8 +35,8 @@ const CONNECTIONS: usize = 1_000_000;
 /// Of a hundred of them: so many by which carrier. Each lane has a thread, a namespace, and tunnels of its own.
 const LANES: [(Lane, usize); 4] =
     [(Lane::InPlace, 30), (Lane::InPlace, 30), (Lane::Classic, 20), (Lane::Plain, 20)];
-/// What one thread may have allocated and not freed after all of its connections, in bytes.
-const KEPT: i64 = 256 << 10;
+/// What one thread may have allocated and not freed at its end, in bytes; apart from buffers of the relay, of which it keeps some.
+const KEPT: i64 = 128 << 10;
 /// What the process may have grown by, for the slack of its allocator, in KiB.
 const GROWTH: usize = 48 << 10;
 /// For anything that must happen, on a busy machine.
@@ -86,7 +87,12 @@ fn a_million_connections_leave_nothing_behind() {
         assert!(grown < GROWTH, "the process has grown by {grown} KiB");
         lanes.iter().for_each(|lane| lane.go_on.send(()).unwrap());
     });
-    assert_eq!(descriptors(), at_first, "descriptors when all threads are gone, and before they came");
+    // What a thread keeps for itself goes a moment after its work.
+    let deadline = Instant::now() + SOON;
+    while descriptors() != at_first {
+        assert!(Instant::now() < deadline, "{} descriptors at the end, and {at_first} before", descriptors());
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 fn alone() -> std::sync::MutexGuard<'static, ()> {
@@ -112,20 +118,31 @@ fn run<'scope>(
     let (wait, waits) = channel();
     scope.spawn(move || {
         enter_a_namespace();
-        let runtime = worker();
         let wait = move |waiting| {
             wait.send(waiting).unwrap();
-            may_go_on.recv().unwrap();
+            may_go_on.recv().expect("the other lanes have not failed");
         };
-        let tunnels = |how| {
-            let proxies = async { Tunnels::new(how, Proxies::new(handshakes).await).await };
-            runtime.block_on(proxies)
-        };
-        match lane {
-            Lane::InPlace => leaves_nothing(lane, &runtime, tunnels(How::InPlace), connections, wait),
-            Lane::Classic => leaves_nothing(lane, &runtime, tunnels(How::Classic), connections, wait),
-            Lane::Plain => leaves_nothing(lane, &runtime, Plain::default(), connections, wait),
-        }
+        let seen = measure(|| {
+            let runtime = worker();
+            let tunnels = |how| {
+                let proxies = async { Tunnels::new(how, Proxies::new(handshakes).await).await };
+                runtime.block_on(proxies)
+            };
+            match lane {
+                Lane::InPlace => leaves_nothing(lane, &runtime, tunnels(How::InPlace), connections, wait),
+                Lane::Classic => leaves_nothing(lane, &runtime, tunnels(How::Classic), connections, wait),
+                Lane::Plain => leaves_nothing(lane, &runtime, Plain::default(), connections, wait),
+            }
+            drop(runtime);
+            if matches!(lane, Lane::InPlace) {
+                give_back();
+            }
+        });
+        let Spare { buffers, pipes } = spare();
+        assert!(buffers <= 32 && pipes <= 32, "{lane:?}: {buffers} buffers and {pipes} pipes are kept");
+        let kept = seen.bytes_current - i64::try_from(buffers << 16).unwrap();
+        println!("{lane:?}: {kept} bytes are kept of {}", seen.bytes_total);
+        assert!(kept < KEPT, "{lane:?}: {kept} bytes are kept of {connections} connections");
     });
     Running { lane, go_on, waits }
 }
@@ -138,7 +155,8 @@ fn enter_a_namespace() {
     for (name, value) in [
         ("tcp_rmem", "4096 65536 262144"),
         ("tcp_wmem", "4096 65536 262144"),
-        ("tcp_congestion_control", "cubic"),
+        // The one that is always allowed.
+        ("tcp_congestion_control", "reno"),
         ("ip_local_port_range", "1024 65535"),
     ] {
         std::fs::write(format!("/proc/sys/net/ipv4/{name}"), value).unwrap();
@@ -148,6 +166,14 @@ fn enter_a_namespace() {
 /// A runtime that counts every task that runs on it.
 fn worker() -> LocalRuntime {
     tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default()).unwrap()
+}
+
+/// What tunnels keep for the next bytes goes when nobody has needed it for two looks, ten seconds apart.
+fn give_back() {
+    for _ in 0..22 {
+        release_spare();
+        std::thread::sleep(Duration::from_secs(1));
+    }
 }
 
 fn leaves_nothing(
@@ -169,19 +195,13 @@ fn leaves_nothing(
             before.again(&what, Some(&*carrier)).await;
         });
     };
-    many(connections / 20, seed);
+    many(connections / 10, seed);
     let pipes = || Waiting { pipes: 2 * spare().pipes };
     wait(pipes());
 
     let since = Instant::now();
-    let seen = measure(|| {
-        many(connections, seed + 500_000_000);
-        release_spare();
-    });
-    println!("{what}: {connections} connections in {:?}; {} bytes are kept", since.elapsed(), seen.bytes_current);
-    assert!(seen.bytes_current < KEPT, "{what}: {} bytes are kept of {connections} connections", seen.bytes_current);
-    let Spare { buffers, pipes: kept } = spare();
-    assert!(buffers <= 32 && kept <= 32, "{what}: {buffers} buffers and {kept} pipes are kept");
+    many(connections, seed + 500_000_000);
+    println!("{what}: {connections} connections in {:?}", since.elapsed());
     wait(pipes());
 
     runtime.block_on(async {
