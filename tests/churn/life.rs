@@ -5,6 +5,7 @@
 //! arrives only behind the last byte.
 
 use std::io::ErrorKind;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use socket2::SockRef;
@@ -110,12 +111,17 @@ fn words(random: &mut fastrand::Rng) -> &'static [u8] {
 }
 
 fn text(length: usize, random: &mut fastrand::Rng) -> &'static [u8] {
-    static LIBRARY: std::sync::LazyLock<Vec<u8>> = std::sync::LazyLock::new(|| {
+    &library()[random.usize(..LONGEST)..][..length]
+}
+
+/// All texts.
+pub fn library() -> &'static [u8] {
+    static ALL: LazyLock<Vec<u8>> = LazyLock::new(|| {
         let mut all = vec![0; 2 * LONGEST];
         fastrand::Rng::with_seed(7).fill(&mut all);
         all
     });
-    &LIBRARY[random.usize(..LONGEST)..][..length]
+    &ALL
 }
 
 /// A moment, mostly none.

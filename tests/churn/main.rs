@@ -70,6 +70,8 @@ fn a_million_connections_leave_nothing_behind() {
     let _alone = alone();
     let connections = std::env::var("ADIT_CHURN").map_or(CONNECTIONS, |number| number.parse().unwrap());
     let (handshakes, _threads) = Handshakes::start(1, 64).unwrap();
+    // Before anybody counts.
+    assert!(!life::library().is_empty());
     let at_first = descriptors();
     std::thread::scope(|scope| {
         let start = |(lane, share)| run(scope, lane, connections * share / 100, handshakes.clone());

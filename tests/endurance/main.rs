@@ -14,3 +14,4 @@ mod many;
 mod policy;
 mod stage;
 mod takeover;
+mod thousand;
