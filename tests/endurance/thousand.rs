@@ -203,7 +203,8 @@ fn half_closed(first: TcpStream, second: TcpStream, random: &mut fastrand::Rng) 
     };
     let (said, answer) = (words(), words());
     let closes = random.bool();
-    let kept = second.try_clone().map_err(told)?;
+    // A clone would keep from closing.
+    let kept = (!closes).then(|| second.try_clone()).transpose().map_err(told)?;
     std::thread::scope(|scope| {
         let second = scope.spawn(move || -> Result<(), String> {
             hears(&second, said).map_err(|why| format!("the half-close: {why}"))?;
@@ -215,10 +216,9 @@ fn half_closed(first: TcpStream, second: TcpStream, random: &mut fastrand::Rng) 
         });
         (&first).write_all(said).map_err(told)?;
         first.shutdown(Shutdown::Write).map_err(told)?;
-        second.join().unwrap()
+        let heard = hears(&first, answer).map_err(|why| format!("the answer: {why}"));
+        second.join().unwrap().and(heard)
     })?;
-    let kept = if closes { None } else { Some(kept) };
-    hears(&first, answer).map_err(|why| format!("the answer: {why}"))?;
     for app in [Some(first), kept].into_iter().flatten() {
         if let Some(cause) = app.take_error().map_err(told)? {
             return Err(format!("after its end: {cause}"));
@@ -237,6 +237,16 @@ enum Live {
     HalfClosed,
     /// The one has sent FIN, and the other pours.
     Answering,
+}
+
+/// How an application finds out.
+#[derive(Clone, Copy, Debug)]
+enum Sees {
+    Reading,
+    /// It sends, and is told this.
+    Pouring(ErrorKind),
+    /// It has read FIN, and asks its socket.
+    Asking,
 }
 
 #[test]
@@ -258,33 +268,27 @@ fn a_killed_proxy_ends_no_live_connection_in_order() {
     drop(doors);
     let pours = AtomicUsize::new(0);
     let wrong: Vec<String> = std::thread::scope(|scope| {
-        let mut ends = Vec::new();
+        let mut watched = Vec::new();
         for (what, how, one, other) in &live {
-            let mut end = |who: &'static str, sees: Box<dyn FnOnce() -> Result<(), String> + Send + '_>| {
-                let sees = move || sees().map_err(|why| format!("{what}, {who}: {why}"));
-                ends.push(scope.spawn(sees));
+            let ends = match how {
+                Live::Silent => [(one, Sees::Reading), (other, Sees::Reading)],
+                Live::Pouring => [(one, Sees::Pouring(ErrorKind::ConnectionReset)), (other, Sees::Reading)],
+                Live::HalfClosed => [(one, Sees::Reading), (other, Sees::Asking)],
+                Live::Answering => [(one, Sees::Reading), (other, Sees::Pouring(ErrorKind::BrokenPipe))],
             };
-            let pours_on = |reset, pouring| {
-                pours.fetch_add(1, Ordering::Relaxed);
-                pours_until(reset, pouring)
-            };
-            match how {
-                Live::Silent => {
-                    end("the one", Box::new(|| sees_reset(one, b"")));
-                    end("the other", Box::new(|| sees_reset(other, b"")));
-                }
-                Live::Pouring => {
-                    end("the one", Box::new(move || pours_on(ErrorKind::ConnectionReset, one)));
-                    end("the other", Box::new(|| reads_until_reset(other, |_| true)));
-                }
-                Live::HalfClosed => {
-                    end("the one", Box::new(|| sees_reset(one, b"")));
-                    end("the other", Box::new(|| is_told(other)));
-                }
-                Live::Answering => {
-                    end("the one", Box::new(|| reads_until_reset(one, |_| true)));
-                    end("the other", Box::new(move || pours_on(ErrorKind::BrokenPipe, other)));
-                }
+            for (end, sees) in ends {
+                let pours = &pours;
+                watched.push(scope.spawn(move || {
+                    let told = match sees {
+                        Sees::Reading => reads_until_reset(end, |_| true),
+                        Sees::Asking => is_told(end),
+                        Sees::Pouring(reset) => {
+                            pours.fetch_add(1, Ordering::Relaxed);
+                            pours_until(reset, end)
+                        }
+                    };
+                    told.map_err(|why| format!("{what}, {sees:?}: {why}"))
+                }));
             }
         }
         until("those who pour do", SOON, || match pours.load(Ordering::Relaxed) {
@@ -293,7 +297,7 @@ fn a_killed_proxy_ends_no_live_connection_in_order() {
         });
         std::thread::sleep(Duration::from_millis(300));
         stage.proxies[1].kill();
-        ends.into_iter().filter_map(|end| end.join().unwrap().err()).collect()
+        watched.into_iter().filter_map(|end| end.join().unwrap().err()).collect()
     });
     assert!(wrong.is_empty(), "{} of {} ends are not told: {wrong:#?}", wrong.len(), 2 * live.len());
     println!("{} ends of connections saw a reset when a proxy was killed", 2 * live.len());
