@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::time::Instant;
 
 use adit::lab::Side;
 use aws_lc_rs::digest::{Context, Digest, SHA256};
@@ -11,6 +12,17 @@ use crate::stage::{SOON, Stage, Way};
 /// Bytes written at once.
 const CHUNK: usize = 256 << 10;
 const GIB: usize = 1 << 30;
+/// What is asked for in one read, in turn: never what records, frames or chunks are made of.
+const ODD: [usize; 8] = [CHUNK - 1, 1, 65_537, 262_139, 7, 100_003, 16_383, 250_007];
+
+/// Bytes each way through a tunnel. The 655,360 records of 10 GiB are less than a tenth of the 2^23 after which adit
+/// changes its key, so no such change is among them (`tls` tries those).
+fn through_a_tunnel() -> usize {
+    match std::env::var("TUNNEL").as_deref() {
+        Ok("classic") => GIB,
+        _ => 10 * GIB,
+    }
+}
 
 /// Sends `length` bytes, no two chunks alike, then FIN.
 fn pour(mut to: &TcpStream, length: usize) -> Digest {
@@ -31,34 +43,39 @@ fn drink(mut from: &TcpStream) -> (usize, Digest) {
     let mut hash = Context::new(&SHA256);
     let mut buffer = vec![0; CHUNK];
     let mut length = 0;
-    loop {
-        let read = from.read(&mut buffer).unwrap_or_else(|cause| panic!("after {length} bytes: {cause}"));
+    for odd in ODD.iter().cycle() {
+        let read =
+            from.read(&mut buffer[..*odd]).unwrap_or_else(|cause| panic!("after {length} bytes: {cause}"));
         if read == 0 {
-            return (length, hash.finish());
+            break;
         }
         hash.update(&buffer[..read]);
         length += read;
     }
+    (length, hash.finish())
 }
 
 /// Sends `length` bytes from one end to the other, to FIN.
 fn carry(from: &TcpStream, to: &TcpStream, length: usize, what: &str) {
+    let since = Instant::now();
     let (sent, (arrived, hash)) = std::thread::scope(|scope| {
         let sender = scope.spawn(|| pour(from, length));
         let arrived = drink(to);
         (sender.join().unwrap(), arrived)
     });
+    println!("{what}: {} MiB in {:?}", length >> 20, since.elapsed());
     assert_eq!(arrived, length, "{what}: bytes that arrived");
     assert_eq!(sent.as_ref(), hash.as_ref(), "{what}: SHA-256 of what was sent, and of what arrived");
 }
 
 #[test]
-fn a_gibibyte_each_way_arrives_whole_and_is_counted() {
+fn gibibytes_each_way_arrive_whole_and_are_counted() {
+    let length = through_a_tunnel();
     let stage = Stage::new();
     let (client, server) = stage.connect(Way::Tunnel);
     let from = client.local_addr().unwrap().to_string();
-    carry(&client, &server, GIB, "through the tunnel, to the server");
-    carry(&server, &client, GIB, "through the tunnel, to the client");
+    carry(&client, &server, length, "through the tunnel, to the server");
+    carry(&server, &client, length, "through the tunnel, to the client");
     drop((client, server));
     for side in Side::BOTH {
         let line = stage
@@ -68,7 +85,7 @@ fn a_gibibyte_each_way_arrives_whole_and_is_counted() {
             .unwrap_or_else(|cause| panic!("{side}: {}", cause.story()));
         assert_eq!(
             (line.bytes_sent, line.bytes_recv),
-            (Some(GIB as u64), Some(GIB as u64)),
+            (Some(length as u64), Some(length as u64)),
             "{side}: {line:?}"
         );
         assert_eq!(line.error, None, "{side}: {line:?}");

@@ -16,3 +16,4 @@ mod policy;
 mod share;
 mod stage;
 mod takeover;
+mod thousand;
