@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::rc::Rc;
 
+use adit::flow::Share;
 use adit::flow::relay::{Meter, relay};
 use adit::hbone::{
     Carrier as How, ConnectRequest, Ended, Incoming, OpenError, Opened, Server, TraceIds, Tunnel,
@@ -105,9 +106,10 @@ impl Carrier for Plain {
     const OPENS: bool = false;
 
     async fn carry(self: Rc<Self>, downstream: TcpStream, upstream: TcpStream) -> Carried {
+        let share = share(self.next.get());
         let relaying = spawn_local(async move {
-            let counted = Counted::default();
-            let complete = relay(downstream, upstream, &counted).await.is_ok();
+            let counted = Rc::new(Counted::default());
+            let complete = relay(downstream, upstream, counted.clone(), share).await.is_ok();
             Carried { counted: [counted.get(); 2], complete: [complete; 2] }
         });
         let nth = self.next.replace(self.next.get() + 1);
@@ -137,6 +139,19 @@ impl Carrier for Plain {
 
     fn cut(&self) {
         self.relays.borrow().values().for_each(AbortHandle::abort);
+    }
+}
+
+/// Two pods share the thread, so that connections wait for each other's bytes, and end while they do.
+fn share(nth: usize) -> Share {
+    Share::of(&["one", "other"][nth % 2].into())
+}
+
+/// The task that ends the rounds of a thread's pods is made when somebody waits for the first time, and stays.
+pub async fn share_once() {
+    let mut places = [0, 1].map(|nth| share(nth).place());
+    for nth in [1, 0, 1, 0] {
+        places[nth].turn().await.moved(2 << 20, false);
     }
 }
 
@@ -183,9 +198,11 @@ impl Tunnels {
         let (near, far) = self.proxies.handshake(self.how).await;
         let config = config(self.how);
         let expected = self.expected.clone();
+        let share = share(self.replaced.get() + self.tunnels.borrow().len());
+        let shared = share.clone();
         // Each may wait for the other's greeting.
         let far = spawn_local(async move {
-            let server = Server::start(far, &config).await.unwrap();
+            let server = Server::start(far, &config, shared).await.unwrap();
             let each = |incoming: Incoming| {
                 let authority = incoming.head().uri().host().unwrap().parse::<Ipv4Addr>().unwrap();
                 match expected.borrow_mut().remove(&authority.to_bits()) {
@@ -197,7 +214,7 @@ impl Tunnels {
             // How tunnels end is seen by the connections in them.
             let _ = server.serve(each, std::future::pending()).await;
         });
-        let near = Tunnel::start(near, &self::config(self.how)).await.unwrap();
+        let near = Tunnel::start(near, &self::config(self.how), share).await.unwrap();
         Open { near: Rc::new(near), far: far.abort_handle(), streams: 0 }
     }
 

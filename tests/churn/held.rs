@@ -20,6 +20,11 @@ pub struct Held {
 }
 
 impl Held {
+    /// A thread that carries nothing has one task, which ends the rounds of its pods.
+    pub fn of_a_worker() -> Self {
+        Self { tasks: 1, ..Self::default() }
+    }
+
     pub fn now(carrier: Option<&impl Carrier>) -> Self {
         Self {
             tasks: Handle::current().metrics().num_alive_tasks(),

@@ -25,7 +25,7 @@ use adit::net::Netns;
 use allocation_counter::measure;
 use tokio::runtime::{LocalOptions, LocalRuntime};
 
-use self::carriers::{Carrier, Plain, Tunnels};
+use self::carriers::{Carrier, Plain, Tunnels, share_once};
 use self::crowd::{Place, churn, cut};
 use self::held::{Held, descriptors, resident};
 use self::proxies::Proxies;
@@ -190,6 +190,7 @@ fn leaves_nothing(
     let carrier = Rc::new(carrier);
     let nobody = None::<&Plain>;
     let place = Rc::new(runtime.block_on(Place::new()));
+    runtime.block_on(share_once());
     let before = runtime.block_on(async { Held::now(Some(&*carrier)) });
     let many = |connections, seed| {
         runtime.block_on(async {
@@ -209,7 +210,7 @@ fn leaves_nothing(
     runtime.block_on(async {
         cut(&carrier, &place).await;
         drop((carrier, place));
-        let none = Held::default();
+        let none = Held::of_a_worker();
         none.again(&format!("{what}, when all is over"), nobody).await;
     });
 }
