@@ -3,6 +3,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -76,18 +77,28 @@ pub fn break_off(end: TcpStream) {
 impl Pair {
     /// `length` bytes each way at once, then both ends.
     pub fn carries(&self, seed: u64, length: usize) {
-        let say = |end: &TcpStream, seed| {
-            pour(end, seed, length);
-            end.shutdown(Shutdown::Write).unwrap();
-        };
         let hear = |end: &TcpStream, seed, what| {
             drink(end, seed, length);
             ends(end, what);
         };
+        let (heard, client_ended) = mpsc::channel();
         thread::scope(|scope| {
-            scope.spawn(|| say(&self.client, 2 * seed));
-            scope.spawn(|| say(&self.server, 2 * seed + 1));
-            scope.spawn(|| hear(&self.server, 2 * seed, "at the server"));
+            scope.spawn(|| {
+                pour(&self.client, 2 * seed, length);
+                self.client.shutdown(Shutdown::Write).unwrap();
+            });
+            scope.spawn(move || {
+                pour(&self.server, 2 * seed + 1, length);
+                if self.server_last {
+                    client_ended.recv().expect("the client ended");
+                }
+                self.server.shutdown(Shutdown::Write).unwrap();
+            });
+            scope.spawn(move || {
+                hear(&self.server, 2 * seed, "at the server");
+                // Nobody listens where the order does not matter.
+                let _ = heard.send(());
+            });
             hear(&self.client, 2 * seed + 1, "at the client");
         });
     }
@@ -118,8 +129,9 @@ pub fn all(way: &Way<'_>, resets: impl Fn() -> (u64, u64)) {
 }
 
 fn half_closes(way: &Way<'_>) {
-    for client_first in [true, false] {
-        let Pair { client, server } = way.connect();
+    let orders: &[bool] = if way.server_last { &[true] } else { &[true, false] };
+    for &client_first in orders {
+        let Pair { client, server, .. } = way.connect();
         let (first, last) = if client_first { (&client, &server) } else { (&server, &client) };
         pour(first, 3, MIB);
         first.shutdown(Shutdown::Write).unwrap();
@@ -173,7 +185,7 @@ fn stalls(way: &Way<'_>) {
             let (from, to) = if to_server { (&pair.client, &pair.server) } else { (&pair.server, &pair.client) };
             (from.try_clone().unwrap(), to.try_clone().unwrap())
         };
-        let (full, told) = std::sync::mpsc::channel();
+        let (full, told) = mpsc::channel();
         thread::scope(|scope| {
             let fillers: Vec<_> = (20..)
                 .zip(&stalled)
@@ -202,8 +214,12 @@ fn stalls(way: &Way<'_>) {
             println!("    others took {:.1?} beside four that were stopped", started.elapsed());
             for filler in fillers {
                 let (from, to, seed, sent) = filler.join().unwrap();
-                from.shutdown(Shutdown::Write).unwrap();
                 drink(&to, seed, sent);
+                if way.server_last && !to_server {
+                    to.shutdown(Shutdown::Write).unwrap();
+                    ends(&from, "a stream that had stopped, the other way");
+                }
+                from.shutdown(Shutdown::Write).unwrap();
                 ends(&to, "a stream that had stopped");
             }
         });
@@ -234,8 +250,9 @@ fn breaks(way: &Way<'_>, resets: impl Fn() -> (u64, u64)) {
     for busy in [false, true] {
         for from_client in [true, false] {
             let what = format!("from the client: {from_client}, busy: {busy}");
-            let Pair { client, server } = way.connect();
-            Pair::talks(&Pair { client: client.try_clone().unwrap(), server: server.try_clone().unwrap() });
+            let pair = way.connect();
+            pair.talks();
+            let Pair { client, server, .. } = pair;
             let before = resets();
             let (breaker, other) = if from_client { (client, server) } else { (server, client) };
             if busy {

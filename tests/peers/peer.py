@@ -10,6 +10,7 @@ on stdout, as JSON. On stdin it hears `keys` (change the keys of every tunnel, a
 """
 
 import asyncio
+import collections
 import ctypes
 import json
 import socket
@@ -21,7 +22,7 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.events import (
-    ConnectionTerminated, DataReceived, PingAckReceived, RequestReceived, ResponseReceived, StreamEnded, StreamReset,
+    DataReceived, PingAckReceived, RequestReceived, ResponseReceived, StreamEnded, StreamReset,
     WindowUpdated,
 )
 from h2.exceptions import StreamClosedError
@@ -30,6 +31,8 @@ from hyperframe.frame import GoAwayFrame
 
 STREAM_WINDOW = 1 << 20
 CHUNK = 64 << 10
+
+GoneAway = collections.namedtuple("GoneAway", ["error_code", "last_stream_id"])
 
 
 def tell(event, **facts):
@@ -152,6 +155,9 @@ class Tunnel:
         # h2's own checks want :scheme and :path even of a CONNECT, against RFC 9113 §8.5. What comes is told, and the test looks at it.
         self.connection = H2Connection(H2Configuration(
             client_side=client, header_encoding="utf-8", validate_inbound_headers=False, validate_outbound_headers=False))
+        # h2 takes a GOAWAY for the end of everything, against RFC 9113 §6.8, so it does not get to see one.
+        self.connection._frame_dispatch_table[GoAwayFrame] = (
+            lambda frame: ([], [GoneAway(frame.error_code, frame.last_stream_id)]))
         self.streams, self.highest, self.leaving, self.refusing = {}, 0, False, False
 
     def start(self):
@@ -181,8 +187,9 @@ class Tunnel:
     def forget(self, stream):
         self.streams.pop(stream, None)
         if self.client and self.leaving and not self.streams:
-            # Closing is the client's part; a server waits for it.
-            self.writer.close()
+            # Closing is the client's part; a server waits for it. Not at once: OpenSSL takes what still comes after its
+            # close_notify for an error, asyncio then drops what it has not sent, and credit does come.
+            asyncio.get_running_loop().call_later(0.5, self.writer.close)
 
     async def run(self):
         try:
@@ -218,7 +225,7 @@ class Tunnel:
         elif isinstance(event, WindowUpdated):
             for stream in list(self.streams.values()):
                 stream.window.set()
-        elif isinstance(event, ConnectionTerminated):
+        elif isinstance(event, GoneAway):
             tell("goaway", tunnel=self.number, code=int(event.error_code), last=event.last_stream_id)
             self.leaving = True
         elif isinstance(event, PingAckReceived):

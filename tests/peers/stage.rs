@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use adit::identity::SpiffeId;
@@ -16,7 +17,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 
 /// What may take a moment on a busy machine.
-pub const SOON: Duration = Duration::from_secs(60);
+pub const SOON: Duration = Duration::from_secs(30);
 /// Where the applications listen that are called through a tunnel.
 pub const APPLICATION: u16 = 8080;
 /// Where the foreign proxy takes connections for its tunnels, at `far`'s loopback.
@@ -53,6 +54,15 @@ pub struct Papers {
     pub chain: PathBuf,
     pub key: PathBuf,
     pub root: PathBuf,
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let envoy = std::fs::read_to_string(self.place().join("envoy.log")).unwrap_or_default();
+            println!("adit said:\n{}\n{envoy}", self.proxy.log().last(30));
+        }
+    }
 }
 
 impl Stage {
@@ -119,8 +129,9 @@ impl Stage {
         })
     }
 
-    /// Who dials whom while the foreign proxy is in `role`, with a listener for it.
-    pub fn way(&self, role: Role) -> Way<'_> {
+    /// Who dials whom while the foreign proxy is in `role`, with a listener for it. With `server_last` no server says its FIN before
+    /// its client has.
+    pub fn way(&self, role: Role, server_last: bool) -> Way<'_> {
         let (from, to, callee) = match role {
             Role::Serves => (&self.near, self.far.at(APPLICATION), &self.far),
             Role::Calls => {
@@ -129,14 +140,14 @@ impl Stage {
         };
         let listener = lab::listen_for(callee.netns(), APPLICATION).unwrap();
         socket2::SockRef::from(&listener).set_read_timeout(Some(SOON)).unwrap();
-        Way { role, stage: self, from: from.netns(), to, listener }
+        Way { role, server_last, from: from.netns(), to, listener }
     }
 }
 
 /// From an application to another through one adit, one tunnel and one foreign proxy.
 pub struct Way<'a> {
     pub role: Role,
-    pub stage: &'a Stage,
+    pub server_last: bool,
     from: &'a Netns,
     to: SocketAddr,
     listener: TcpListener,
@@ -146,6 +157,8 @@ pub struct Way<'a> {
 pub struct Pair {
     pub client: TcpStream,
     pub server: TcpStream,
+    /// The server says its FIN only when it has heard the client's.
+    pub server_last: bool,
 }
 
 impl Way<'_> {
@@ -157,13 +170,11 @@ impl Way<'_> {
     /// Both ends of a new connection.
     pub fn connect(&self) -> Pair {
         let client = self.dial();
-        let (server, _) = self.listener.accept().unwrap_or_else(|cause| {
-            panic!("nobody came: {cause}; adit said:\n{}", self.stage.proxy.log().last(12))
-        });
+        let (server, _) = self.listener.accept().expect("the connection arrives");
         server.set_nodelay(true).unwrap();
         server.set_read_timeout(Some(SOON)).unwrap();
         server.set_write_timeout(Some(SOON)).unwrap();
-        Pair { client, server }
+        Pair { client, server, server_last: self.server_last }
     }
 }
 
