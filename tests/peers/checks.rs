@@ -182,7 +182,8 @@ fn stalls(way: &Way<'_>) {
     for to_server in [true, false] {
         let stalled: Vec<_> = (0..4).map(|_| way.connect()).collect();
         let ends_of = |pair: &'_ Pair| {
-            let (from, to) = if to_server { (&pair.client, &pair.server) } else { (&pair.server, &pair.client) };
+            let (from, to) =
+                if to_server { (&pair.client, &pair.server) } else { (&pair.server, &pair.client) };
             (from.try_clone().unwrap(), to.try_clone().unwrap())
         };
         let (full, told) = mpsc::channel();

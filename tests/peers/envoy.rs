@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -67,7 +68,7 @@ impl<'a> Envoy<'a> {
         };
         let (file, log) = (stage.place().join("envoy.yaml"), stage.place().join("envoy.log"));
         std::fs::write(&file, text).unwrap();
-        let mut command = Command::new("envoy");
+        let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/envoy"));
         command
             .args(["--concurrency", "1", "--disable-hot-restart", "--log-level", "warning", "-c"])
             .arg(&file)

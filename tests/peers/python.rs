@@ -75,7 +75,8 @@ impl Python {
         let started = Instant::now();
         while !done(self) {
             let ended = self.child.try_wait().unwrap();
-            let last: Vec<_> = self.told.lock().unwrap().iter().rev().take(12).map(Value::to_string).collect();
+            let last: Vec<_> =
+                self.told.lock().unwrap().iter().rev().take(12).map(Value::to_string).collect();
             assert!(
                 ended.is_none() && started.elapsed() < SOON,
                 "it did not come to this: {what} ({ended:?}); the latest first:\n{}",
@@ -108,7 +109,8 @@ fn everything(role: Role) {
     // adit opens a second tunnel when the first is on a worker that has much to carry.
     assert!((1..=4).contains(&python.count("tunnel")), "{:?}", python.events("tunnel"));
     if role == Role::Serves {
-        let wanted = serde_json::json!({":method": "CONNECT", ":authority": stage.far.at(APPLICATION).to_string()});
+        let wanted =
+            serde_json::json!({":method": "CONNECT", ":authority": stage.far.at(APPLICATION).to_string()});
         let heads = python.events("connect");
         assert!(heads.len() >= 40, "{} streams", heads.len());
         assert!(heads.iter().all(|it| it["head"] == wanted), "{heads:?}");
@@ -124,8 +126,10 @@ fn keys(role: Role) {
     let way = stage.way(role, false);
     let pairs: Vec<_> = (0..4).map(|_| way.connect()).collect();
     let asked = std::thread::scope(|scope| {
-        let carrying: Vec<_> =
-            (60..).zip(&pairs).map(|(seed, pair)| scope.spawn(move || pair.carries(seed, 16 << 20))).collect();
+        let carrying: Vec<_> = (60..)
+            .zip(&pairs)
+            .map(|(seed, pair)| scope.spawn(move || pair.carries(seed, 16 << 20)))
+            .collect();
         let mut asked = 0;
         while !carrying.iter().all(std::thread::ScopedJoinHandle::is_finished) {
             python.say("keys");

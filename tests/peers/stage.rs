@@ -81,9 +81,9 @@ impl Stage {
         let launch = Launch::new(program, Side::One, agent.path(), &mesh, &place.path().join("ca"))
             .env("CONNECTION_TERMINATION_DEADLINE", "60s");
         let mut proxy = launch.start(world.node(Side::One)).unwrap();
-        let session = agent.accept(SOON).unwrap_or_else(|cause| {
-            panic!("{}; its last words:\n{}", cause.story(), proxy.log().last(15))
-        });
+        let session = agent
+            .accept(SOON)
+            .unwrap_or_else(|cause| panic!("{}; its last words:\n{}", cause.story(), proxy.log().last(15)));
         session.snapshot([&near]).unwrap();
         proxy.wait_ready(SOON).unwrap();
         Self { proxy, _session: session, _agent: agent, near, far, _world: world, place, _alone: alone }
