@@ -84,7 +84,9 @@ impl Stage {
         for (side, pod) in [(Side::One, &client), (Side::Two, &server)] {
             let agent = Agent::listen(&place.path().join(format!("{side}.sock"))).unwrap();
             let program = Path::new(env!("CARGO_BIN_EXE_adit"));
-            let launch = Launch::new(program, side, agent.path(), &mesh, &place.path().join("ca"));
+            // The budgets asked for here are those of tunnels carried in place.
+            let launch = Launch::new(program, side, agent.path(), &mesh, &place.path().join("ca"))
+                .env("TUNNEL", "in-place");
             let proxy = launch.start(world.node(side)).unwrap();
             let session = agent.accept(SOON).unwrap_or_else(|cause| {
                 panic!("{}; its last words:\n{}", cause.story(), proxy.log().last(15))
