@@ -321,7 +321,7 @@ fn whatever_a_peer_sends_others_are_served_and_nothing_is_kept_of_it() {
 }
 
 fn mib(bytes: u64) -> String {
-    format!("{}.{} MiB", bytes >> 20, (bytes & 0xf_ffff) * 10 >> 20)
+    format!("{}.{} MiB", bytes >> 20, ((bytes & 0xf_ffff) * 10) >> 20)
 }
 
 /// A value that says whether to go on; shared by threads that come and go.
