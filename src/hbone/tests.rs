@@ -4,6 +4,7 @@
 mod carry;
 mod handshake;
 mod open;
+mod pieces;
 mod pool;
 mod raw;
 mod stall;
@@ -154,10 +155,19 @@ async fn accept_tcp(listener: TcpListener) -> StdStream {
 /// Both ends of one finished handshake, client first.
 pub(super) async fn secured() -> (Secured, Secured) {
     let (listener, addr) = listen();
-    let accept = async {
-        PLACE.handshakes.accept(accept_tcp(listener).await, PLACE.server.clone(), CARRIER.get()).await
-    };
-    let (client, server) = tokio::join!(PLACE.handshakes.connect(plan(addr)), accept);
+    secured_at(listener, addr, (CARRIER.get(), CARRIER.get())).await
+}
+
+/// As [`secured`], where what is dialled is `to`, and with a carrier of its own for either side.
+async fn secured_at(
+    listener: TcpListener,
+    to: SocketAddr,
+    (client, server): (Carrier, Carrier),
+) -> (Secured, Secured) {
+    let accept =
+        async { PLACE.handshakes.accept(accept_tcp(listener).await, PLACE.server.clone(), server).await };
+    let plan = DialPlan { carrier: client, ..plan(to) };
+    let (client, server) = tokio::join!(PLACE.handshakes.connect(plan), accept);
     (client.unwrap(), server.unwrap())
 }
 
@@ -170,7 +180,10 @@ struct Pair {
 }
 
 async fn pair() -> Pair {
-    let (client, server) = secured().await;
+    pair_of(secured().await).await
+}
+
+async fn pair_of((client, server): (Secured, Secured)) -> Pair {
     let config = config();
     let (tunnel, server) = tokio::join!(
         Tunnel::start(client, &config, Share::alone()),
@@ -194,9 +207,14 @@ impl Pair {
 
     /// Opens one stream with an application at each end.
     async fn line(&mut self) -> Line {
+        self.line_of(None).await
+    }
+
+    /// As [`line`](Pair::line), with socket buffers of so many bytes at both of its ends.
+    async fn line_of(&mut self, buffer: Option<usize>) -> Line {
         let (near, far) = self.opened().await;
-        let (client, near) = carried(near).await;
-        let (server, far) = carried(far).await;
+        let (client, near) = carried_for(near, buffer).await;
+        let (server, far) = carried_for(far, buffer).await;
         Line { client, server, near, far }
     }
 }
@@ -211,7 +229,15 @@ struct Line {
 
 /// Carries `opened` for an application whose own end is returned.
 async fn carried(opened: Opened) -> (TcpStream, JoinHandle<(Ended, Rc<Counted>)>) {
+    carried_for(opened, None).await
+}
+
+async fn carried_for(opened: Opened, buffer: Option<usize>) -> (TcpStream, JoinHandle<(Ended, Rc<Counted>)>) {
     let (app, ours) = socket_pair().await;
+    if let Some(bytes) = buffer {
+        shrink(&app, bytes);
+        shrink(&ours, bytes);
+    }
     let carrying = spawn_local(async move {
         let counted = Rc::new(Counted::default());
         (opened.carry(ours, counted.clone()).await, counted)
@@ -224,6 +250,12 @@ async fn socket_pair() -> (TcpStream, TcpStream) {
     let dial = TcpStream::connect(listener.local_addr().unwrap());
     let (app, accepted) = tokio::join!(dial, listener.accept());
     (app.unwrap(), accepted.unwrap().0)
+}
+
+/// Gives a socket buffers of so many bytes: it then often takes or has less than it is asked for.
+fn shrink(socket: &impl std::os::fd::AsFd, bytes: usize) {
+    let socket = socket2::SockRef::from(socket);
+    socket.set_send_buffer_size(bytes).and(socket.set_recv_buffer_size(bytes)).unwrap();
 }
 
 /// The application goes away without a word.

@@ -8,7 +8,7 @@ use crate::http2::Code;
 const STREAMS: usize = 100;
 /// What waits for an application that reads nothing: more than its window and the sockets on the way hold.
 const STUCK: usize = 3 * MIB;
-/// What each socket may hold.
+/// What each application's socket may hold: they fill up soon, and all reads and writes are short.
 const SOCKET: usize = 64 << 10;
 
 /// Which of the two applications sends what gets stuck.
@@ -16,25 +16,6 @@ const SOCKET: usize = 64 << 10;
 enum From {
     Client,
     Server,
-}
-
-/// As [`Pair::line`], with small sockets everywhere, so that they fill up soon and all reads and writes are short.
-async fn line(pair: &mut Pair) -> Line {
-    let (near, far) = pair.opened().await;
-    let carried = async |opened: Opened| {
-        let (app, ours) = socket_pair().await;
-        for socket in [&app, &ours] {
-            let socket = socket2::SockRef::from(socket);
-            socket.set_recv_buffer_size(SOCKET).and(socket.set_send_buffer_size(SOCKET)).unwrap();
-        }
-        let carrying = spawn_local(async move {
-            let counted = Rc::new(Counted::default());
-            (opened.carry(ours, counted.clone()).await, counted)
-        });
-        (app, carrying)
-    };
-    let ((client, near), (server, far)) = (carried(near).await, carried(far).await);
-    Line { client, server, near, far }
 }
 
 async fn exchange(line: &mut Line, n: u64) {
@@ -56,7 +37,7 @@ async fn stalled_beside_others(stalled: usize, from: From) {
     let mut pair = pair().await;
     let mut lines = Vec::new();
     for _ in 0..STREAMS {
-        lines.push(line(&mut pair).await);
+        lines.push(pair.line_of(Some(SOCKET)).await);
     }
     let mut stuck = Vec::new();
     for n in 0..stalled {
