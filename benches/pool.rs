@@ -207,7 +207,7 @@ async fn hits(
             let open = || async { unreachable!("there is one") };
             black_box(pool.acquire(&keys[nth], open).await.expect("there is one"));
         }
-        table.add(name, count, begun.elapsed() / BATCH as u32);
+        table.add(name, count, begun.elapsed().div_f64(BATCH as f64));
     }
 }
 
@@ -234,7 +234,7 @@ fn batches<T>(
         for &nth in batch {
             black_box(each(nth));
         }
-        table.add(name, count, begun.elapsed() / BATCH as u32);
+        table.add(name, count, begun.elapsed().div_f64(BATCH as f64));
     }
 }
 
