@@ -4,7 +4,8 @@
 //! needs CAP_SYS_ADMIN; without it the bench says that it did not run. It prints which congestion control the sockets
 //! really have, since a kernel may lack one.
 //!
-//! - `sockets/bulk`: GiB/s, blocks of 16 MiB, answered by one byte each; application to application, a thread each.
+//! - `sockets/bulk`: GiB/s, blocks of 16 MiB, answered by one byte each; application to application, a thread each, which never share a
+//!   core: left to the scheduler, calls differ fourfold by where it puts the two.
 //! - `sockets/call`: µs for 64 bytes there and 64 bytes back.
 //! - `sockets/split`: the same, with the 64 bytes there sent in two writes, which Nagle's delay holds up.
 //! - `sockets/backlog`: a table of ms. Callers connect at once to a listener that nobody accepts from for 50 ms; until when half of
@@ -21,7 +22,9 @@ use std::time::{Duration, Instant};
 use adit::net::Netns;
 use adit::net::socket::{Listen, dialer, listen, prefer_congestion, start_connect};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::unistd::Pid;
 use socket2::{Domain, SockRef, Socket, Type};
 
 const BLOCK: usize = 16 << 20;
@@ -33,9 +36,9 @@ const BUSY: Duration = Duration::from_millis(50);
 /// A SYN that got no answer is sent again after a second (RFC 6298 §2.1).
 const AGAIN: Duration = Duration::from_millis(900);
 
-/// A connection whose far end answers every `question` bytes with `answer`.
+/// A connection whose far end, on a core of its own, answers every `question` bytes with `answer`.
 fn connection(
-    netns: &Netns,
+    (netns, core): (&Netns, usize),
     congestion: &'static str,
     nodelay: bool,
     (question, answer): (usize, usize),
@@ -57,6 +60,7 @@ fn connection(
         end.set_nodelay(nodelay).expect("an open socket");
     }
     thread::spawn(move || {
+        pin(core);
         let mut buffer = vec![0; CHUNK];
         let mut missing = question;
         while let Ok(read @ 1..) = far.read(&mut buffer) {
@@ -87,6 +91,21 @@ fn ask(stream: &mut TcpStream, parts: &[&[u8]], answer: &mut [u8]) {
     stream.read_exact(answer).expect("it is answered");
 }
 
+/// A core for each end, the near one's first; the same where there is only one.
+fn cores() -> [usize; 2] {
+    let mine = sched_getaffinity(Pid::from_raw(0)).expect("this thread runs somewhere");
+    let mut allowed = (0..CpuSet::count()).filter(|&cpu| mine.is_set(cpu) == Ok(true));
+    let near = allowed.next().expect("this thread runs somewhere");
+    [near, allowed.next_back().unwrap_or(near)]
+}
+
+/// Keeps this thread, and those it starts, on one core.
+fn pin(cpu: usize) {
+    let mut only = CpuSet::new();
+    only.set(cpu).expect("it came from such a set");
+    sched_setaffinity(Pid::from_raw(0), &only).expect("it is one of those allowed");
+}
+
 /// A namespace with a loopback; `None` without the privilege to make one.
 fn place() -> Option<Netns> {
     match Netns::create() {
@@ -104,13 +123,15 @@ fn place() -> Option<Netns> {
 
 fn sockets(criterion: &mut Criterion) {
     let Some(netns) = place() else { return };
+    let [near, far] = cores();
+    pin(near);
     let block = vec![0x5a; BLOCK];
     let mut group = criterion.benchmark_group("sockets");
     group.sample_size(20);
     for congestion in ["cubic", "bbr"] {
         for nodelay in [true, false] {
             let wanted = format!("{congestion}, {}", if nodelay { "nodelay" } else { "nagle" });
-            let mut stream = connection(&netns, congestion, nodelay, (BLOCK, 1));
+            let mut stream = connection((&netns, far), congestion, nodelay, (BLOCK, 1));
             println!("{wanted}: the sockets have {}", name_of(&stream));
             group.throughput(Throughput::Bytes(BLOCK as u64));
             group.bench_function(BenchmarkId::new("bulk", &wanted), |bench| {
@@ -120,7 +141,7 @@ fn sockets(criterion: &mut Criterion) {
             group.throughput(Throughput::Elements(1));
             for (name, parts) in [("call", &[&block[..CALL]][..]), ("split", &[&block[..4], &block[4..CALL]])]
             {
-                let mut stream = connection(&netns, congestion, nodelay, (CALL, CALL));
+                let mut stream = connection((&netns, far), congestion, nodelay, (CALL, CALL));
                 group.bench_function(BenchmarkId::new(name, &wanted), |bench| {
                     bench.iter(|| ask(&mut stream, parts, &mut [0; CALL]));
                 });
