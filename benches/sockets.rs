@@ -9,7 +9,8 @@
 //! - `sockets/call`: µs for 64 bytes there and 64 bytes back.
 //! - `sockets/split`: the same, with the 64 bytes there sent in two writes, which Nagle's delay holds up.
 //! - `sockets/backlog`: a table of ms. Callers connect at once to a listener that nobody accepts from for 50 ms; until when half of
-//!   them and the last are connected, and how many had to send their SYN again, by what `listen` was told. `adit` is its listener.
+//!   them and the last are connected as they see it, how many had to send their SYN again, and how many were never accepted, by what
+//!   `listen` was told. `adit` is its listener. (Never: with SYN cookies the kernel remembers nobody whose last ACK finds the queue full.)
 //!
 //! The reference of each is the row with the kernel's own choice: `nagle`, and 128, which is what many servers ask for.
 
@@ -33,6 +34,8 @@ const CALL: usize = 64;
 /// Callers at once, and how long nobody accepts: a worker's turn with large transfers takes some ms.
 const CALLERS: usize = 2000;
 const BUSY: Duration = Duration::from_millis(50);
+/// Who is not accepted within this time after the one before it never will be: SYNs are sent again after 1 s, 3 s and 7 s.
+const IN_VAIN: Duration = Duration::from_secs(6);
 /// A SYN that got no answer is sent again after a second (RFC 6298 §2.1).
 const AGAIN: Duration = Duration::from_millis(900);
 
@@ -158,14 +161,16 @@ fn plain_listener(waiting: i32) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// Until when each of `callers` is connected, the first first.
-fn burst(netns: &Netns, listener: TcpListener, callers: usize) -> io::Result<Vec<Duration>> {
+/// Until when each of `callers` was connected as it saw it, the first first; and how many of them were never accepted.
+fn burst(netns: &Netns, listener: TcpListener, callers: usize) -> io::Result<(Vec<Duration>, usize)> {
     let to = listener.local_addr()?;
     listener.set_nonblocking(false)?;
+    SockRef::from(&listener).set_read_timeout(Some(IN_VAIN))?;
     let begun = Instant::now();
-    let accepting = thread::spawn(move || -> io::Result<Vec<TcpStream>> {
+    let accepting = thread::spawn(move || {
         thread::sleep(BUSY);
-        (0..callers).map(|_| Ok(listener.accept()?.0)).collect()
+        let accept = |_| Some(listener.accept().ok()?.0);
+        (0..callers).map_while(accept).collect::<Vec<TcpStream>>()
     });
     let calling = netns.run(|| {
         let call = |_| {
@@ -185,8 +190,8 @@ fn burst(netns: &Netns, listener: TcpListener, callers: usize) -> io::Result<Vec
         let connected = waiting.wait(&mut events, EpollTimeout::NONE)?;
         after.extend((0..connected).map(|_| begun.elapsed()));
     }
-    accepting.join().expect("accepting does not panic")?;
-    Ok(after)
+    let accepted = accepting.join().expect("accepting does not panic").len();
+    Ok((after, callers - accepted))
 }
 
 fn backlog(callers: usize) {
@@ -199,15 +204,14 @@ fn backlog(callers: usize) {
     let rows = [Some(128), Some(1024), Some(4096), None];
     for waiting in rows {
         let listener = netns.run(|| waiting.map_or_else(|| listener(None), plain_listener));
-        let after =
-            burst(&netns, listener.expect("a new namespace has free ports"), callers).expect("all connect");
+        let listener = listener.expect("a new namespace has free ports");
+        let (after, lost) = burst(&netns, listener, callers).expect("all connect");
         let late = after.iter().filter(|&&after| after >= AGAIN).count();
         let name = waiting.map_or("adit".to_owned(), |waiting| waiting.to_string());
         let ms = |nth: usize| after[nth].as_secs_f64() * 1e3;
+        let (half, all) = (ms(callers / 2), ms(callers - 1));
         println!(
-            "  {name:>4}: half after {:7.1} ms, all after {:7.1} ms, {late:4} SYNs again",
-            ms(callers / 2),
-            ms(callers - 1)
+            "  {name:>4}: half after {half:7.1} ms, all after {all:7.1} ms, {late:4} SYNs again, {lost:4} never accepted"
         );
     }
 }
