@@ -8,24 +8,37 @@
 //! - `copy`, `splice`: every byte that way, as far as it goes.
 //! - `loopback`: the same two applications on one connection, with nothing between them.
 //! - `memcpy`: copying that many bytes within this process.
+//! - `relay/pipe/SIZE`: transfers of 16 MiB through a pipe of that many bytes, filled as far as it goes each time, from the first byte
+//!   on. The relay's own is 256 KiB. Nothing else of the relay is in that loop, so `splice` is what to compare it with.
 //!
-//! Every connection uses cubic, as those between proxy and application do.
+//! Every connection uses cubic, as those between proxy and application do (`benches/sockets.rs`).
 
 use std::fs;
 use std::hint::black_box;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc::channel;
 use std::thread;
 
 use adit::flow::Share;
 use adit::flow::relay::{Meter, Splice, relay_by};
+use adit::net::Pipe;
 use adit::net::socket::{Listen, dialer, listen, prefer_congestion};
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use tokio::io::Interest;
 use tokio::net::TcpStream as AsyncStream;
 
 const SIZES: [usize; 7] = [4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20];
+const PIPES: [usize; 5] = [64 << 10, 128 << 10, 256 << 10, 512 << 10, 1 << 20];
 const CHUNK: usize = 256 << 10;
+
+/// How the bytes of one connection go.
+#[derive(Clone, Copy)]
+enum Way {
+    Relay(Splice),
+    Pipe(usize),
+}
 
 struct Uncounted;
 
@@ -61,7 +74,7 @@ struct Relay {
 
 impl Relay {
     /// Between whoever connects to its address and `to`.
-    fn start(to: SocketAddr, splice: Splice) -> Self {
+    fn start(to: SocketAddr, way: Way) -> Self {
         let listener = listener();
         let addr = listener.local_addr().expect("bound above");
         let (say, tell) = channel();
@@ -76,9 +89,17 @@ impl Relay {
                     socket.set_nonblocking(true).expect("an open socket");
                     AsyncStream::from_std(socket).expect("a runtime is here")
                 });
-                relay_by(splice, downstream, upstream, Uncounted, Share::alone())
-                    .await
-                    .expect("nobody resets");
+                match way {
+                    Way::Relay(splice) => {
+                        relay_by(splice, downstream, upstream, Uncounted, Share::alone())
+                            .await
+                            .expect("nobody resets");
+                    }
+                    Way::Pipe(size) => {
+                        let up = pipe(&downstream, &upstream, size);
+                        tokio::try_join!(up, pipe(&upstream, &downstream, size)).expect("nobody resets");
+                    }
+                }
             });
         });
         Self { addr, thread: tell.recv().expect("the thread says it first") }
@@ -89,6 +110,26 @@ impl Relay {
         let stat = fs::read_to_string(format!("/proc/self/task/{}/schedstat", self.thread));
         let stat = stat.expect("the thread lives as long as the connection");
         stat.split(' ').next().and_then(|ns| ns.parse().ok()).expect("its first number")
+    }
+}
+
+/// Moves everything from one socket to the other, by one pipe.
+async fn pipe(from: &AsyncStream, to: &AsyncStream, size: usize) -> io::Result<()> {
+    let mut pipe = Pipe::new(size)?;
+    loop {
+        from.readable().await?;
+        match from.try_io(Interest::READABLE, || pipe.fill(from, size)) {
+            Ok(0) => return Ok(()),
+            Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => continue,
+            filled => filled?,
+        };
+        while pipe.held() > 0 {
+            to.writable().await?;
+            match to.try_io(Interest::WRITABLE, || pipe.drain(to)) {
+                Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => {}
+                drained => drop(drained?),
+            }
+        }
     }
 }
 
@@ -116,6 +157,26 @@ fn listener() -> TcpListener {
     listener
 }
 
+/// Measures transfers of `block` by `way`: their time, and what they cost the relay.
+fn measure(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, way: Way, block: &[u8]) {
+    let relay = Relay::start(answering(block.len()), way);
+    let mut through = connect(relay.addr);
+    let (mut sent, mut cpu) = (0u64, 0);
+    group.bench_function(name, |bench| {
+        bench.iter_custom(|times| {
+            let (before, start) = (relay.cpu(), std::time::Instant::now());
+            (0..times).for_each(|_| transfer(&mut through, block));
+            let took = start.elapsed();
+            sent += times * block.len() as u64;
+            cpu += relay.cpu() - before;
+            took
+        });
+    });
+    if let Some(per_gib) = (u128::from(cpu) << 30).checked_div(u128::from(sent)) {
+        println!("{name}: the relay takes {:.1} ms of CPU per GiB", per_gib as f64 / 1e6);
+    }
+}
+
 fn bytes(criterion: &mut Criterion) {
     let always = Splice::After { moved: 0, chunk: 0 };
     let ways = [("relay", Splice::default()), ("copy", Splice::Off), ("splice", always)];
@@ -125,22 +186,7 @@ fn bytes(criterion: &mut Criterion) {
         group.throughput(Throughput::Bytes(size as u64));
         let block = vec![0x5a; size];
         for (name, splice) in ways {
-            let relay = Relay::start(answering(size), splice);
-            let mut through = connect(relay.addr);
-            let (mut sent, mut cpu) = (0u64, 0);
-            group.bench_function(BenchmarkId::new(name, size), |bench| {
-                bench.iter_custom(|times| {
-                    let (before, start) = (relay.cpu(), std::time::Instant::now());
-                    (0..times).for_each(|_| transfer(&mut through, &block));
-                    let took = start.elapsed();
-                    sent += times * size as u64;
-                    cpu += relay.cpu() - before;
-                    took
-                });
-            });
-            if let Some(per_gib) = (u128::from(cpu) << 30).checked_div(u128::from(sent)) {
-                println!("{name}/{size}: the relay takes {:.1} ms of CPU per GiB", per_gib as f64 / 1e6);
-            }
+            measure(&mut group, &format!("{name}/{size}"), Way::Relay(splice), &block);
         }
         let mut direct = connect(answering(size));
         group.bench_function(BenchmarkId::new("loopback", size), |bench| {
@@ -153,5 +199,14 @@ fn bytes(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, bytes);
+fn pipes(criterion: &mut Criterion) {
+    let block = vec![0x5a; 16 << 20];
+    let mut group = criterion.benchmark_group("relay");
+    group.sample_size(20).throughput(Throughput::Bytes(block.len() as u64));
+    for size in PIPES {
+        measure(&mut group, &format!("pipe/{size}"), Way::Pipe(size), &block);
+    }
+}
+
+criterion_group!(benches, bytes, pipes);
 criterion_main!(benches);

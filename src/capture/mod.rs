@@ -3,7 +3,8 @@
 //! Three listeners exist per pod, made inside the pod's network namespace and served by one worker. Accepted
 //! descriptors stay raw, in no reactor, until it is known which worker will own the connection. What happens to a
 //! connection is decided by [`crate::outbound`] and [`crate::inbound`]. Source ports that are chosen in a client's
-//! name: `docs/decisions/0003-spoofed-source-ports.md`.
+//! name: `docs/decisions/0003-spoofed-source-ports.md`; how sockets towards applications are made:
+//! `docs/decisions/0016-sockets-on-a-node.md`.
 
 mod accept;
 mod pod;

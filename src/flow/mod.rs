@@ -3,7 +3,8 @@
 //! Opened by `outbound` or `inbound` once per connection, on the worker that owns it. A [`Record`] takes plain facts
 //! ([`Parties`]) and knows no tunnel and no policy; what they have to say at the end is an [`Outcome`]. How ends are
 //! passed on: `docs/decisions/0004-resets-stay-resets.md`; when a record opens:
-//! `docs/decisions/0005-when-a-record-opens.md`.
+//! `docs/decisions/0005-when-a-record-opens.md`; when plaintext goes through a pipe:
+//! `docs/decisions/0013-splice-plaintext.md`; what becomes of half-closed connections: `docs/decisions/0014-ends.md`.
 
 mod baggage;
 mod carrying;

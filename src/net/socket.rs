@@ -1,7 +1,7 @@
 //! Sockets with the options this proxy needs, made in whatever namespace the calling thread is in.
 //!
 //! Every socket carries the packet mark from its first moment, because the capture rules recognise the proxy's
-//! own packets by it.
+//! own packets by it. What else is set on which, and what it is worth: `docs/decisions/0016-sockets-on-a-node.md`.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
