@@ -117,7 +117,7 @@ fn three_hundred_stalled_streams_on_three_tunnels_are_all_served_in_the_end() {
         for tunnel in 0..3 {
             let mut pair = pair().await;
             for n in 0..STREAMS {
-                let Line { mut client, server, near, far } = line(&mut pair).await;
+                let Line { mut client, server, near, far } = pair.line_of(Some(SOCKET)).await;
                 let seed = (tunnel * STREAMS + n) as u64;
                 let sending = spawn_local(async move {
                     client.write_all(&payload(seed, LONG)).await.unwrap();
@@ -157,8 +157,8 @@ fn a_stream_whose_backlog_is_thrown_away_ends_as_a_reset_and_the_others_go_on() 
     const SAID: usize = 240 << 10;
     once(async {
         let mut pair = pair().await;
-        let Line { mut client, server, near, far } = line(&mut pair).await;
-        let mut other = line(&mut pair).await;
+        let Line { mut client, server, near, far } = pair.line_of(Some(SOCKET)).await;
+        let mut other = pair.line_of(Some(SOCKET)).await;
         in_place::pretend(ALL_BUT_A_LITTLE, true);
         // All of it fits into the window of the stream and the sockets on the way, the end included.
         client.write_all(&payload(1, SAID)).await.unwrap();
