@@ -14,8 +14,8 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-/// Bytes that a pod may move per round: the largest that is moved at a time, so that each round moves something.
-const QUANTUM: i64 = 1 << 20;
+/// Bytes that a pod may move per round: a little more than the largest read, so that each round moves something.
+const QUANTUM: i64 = (1 << 20) + (64 << 10);
 
 thread_local! {
     static WORKER: Worker = Worker::default();
@@ -222,8 +222,9 @@ impl Account {
         if self.told.get() || !self.waiters.borrow().is_empty() {
             return false;
         }
-        if self.left.get() <= 0 && self.switches.get() == worker.switches.get() {
-            // Nobody else has moved anything since it got these, so nobody loses by it.
+        let is_alone = self.switches.get() == worker.switches.get() && worker.waiting.borrow().is_empty();
+        if self.left.get() <= 0 && is_alone {
+            // Nobody else has moved anything since it got these, and nobody waits, so nobody loses by it.
             self.left.set(QUANTUM);
         }
         self.left.get() > 0
@@ -448,6 +449,39 @@ mod tests {
                 assert!(much.get() - before <= 2 << 20, "it waited for {} bytes", much.get() - before);
                 yield_now().await;
             }
+        });
+    }
+
+    #[test]
+    fn who_has_moved_more_than_its_share_waits_for_rounds_and_not_for_ever() {
+        for batch in [QUANTUM + 1_408, 3 * QUANTUM + 7] {
+            on_a_worker(async move {
+                let (over, other) = (Rc::default(), Rc::default());
+                pour(&pod("over"), 1, usize::try_from(batch).unwrap(), &over);
+                pour(&pod("other"), 1, 256 << 10, &other);
+                for step in 1..=64 {
+                    until(step << 26, &[&over, &other]).await;
+                    let part = over.get() as f64 / (over.get() + other.get()) as f64;
+                    assert!(step < 8 || (0.4..=0.6).contains(&part), "{batch}: {part} after {step} x 64 MiB");
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn one_that_is_told_and_does_not_come_does_not_stop_its_pod() {
+        on_a_worker(async {
+            let (pod, other, moved) = (pod("pod"), Rc::default(), Rc::default());
+            pour(&self::pod("other"), 1, 256 << 10, &other);
+            until(8 << 20, &[&other]).await;
+            let (mut one, cx) = (pod.place(), Context::from_waker(Waker::noop()));
+            one.turn().await.moved(2 << 20, true);
+            assert!(one.poll_turn(&cx).is_pending());
+            pour(&pod, 2, 256 << 10, &moved);
+            let before = other.get();
+            until(64 << 20, &[&moved]).await;
+            assert!(other.get() - before < 80 << 20, "{} bytes went by", other.get() - before);
+            drop(one);
         });
     }
 

@@ -514,11 +514,12 @@ impl Held {
     /// From the tunnel to the application: what the tunnel's task could not write at once, and the end.
     fn give(&self, inner: &mut Inner, cx: &mut Context<'_>, app: &TcpStream) -> (Option<Ended>, bool) {
         let mut given_back = false;
-        let Some(stream) = inner.streams.get_mut(&self.id) else {
-            return (Some(Ended::TunnelLost("the tunnel was cut".into())), false);
-        };
+        let lost = || (Some(Ended::TunnelLost("the tunnel was cut".into())), false);
+        let Some(stream) = inner.streams.get_mut(&self.id) else { return lost() };
         stream.wait(cx.waker());
-        while !stream.backlog.is_empty() {
+        while let Some(stream) = inner.streams.get_mut(&self.id)
+            && !stream.backlog.is_empty()
+        {
             if let Some(Ended::AppReset(kind)) = stream.cut {
                 return (Some(Ended::AppReset(kind)), given_back);
             }
@@ -529,13 +530,14 @@ impl Held {
                     Ok(written) => {
                         given_back |= written > 0;
                         let paid = stream.pay();
-                        inner.machine.left_arena(paid);
+                        inner.pay(paid);
                         inner.machine.taken(self.id, written);
                     }
                     Err(cause) => return (Some(Ended::AppReset(cause.kind())), given_back),
                 },
             }
         }
+        let Some(stream) = inner.streams.get_mut(&self.id) else { return lost() };
         stream.pass_fin();
         if let Some(cut) = stream.cut.take() {
             return (Some(cut), given_back);

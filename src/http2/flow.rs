@@ -106,15 +106,15 @@ impl ReceiveWindow {
         self.size = self.size.saturating_sub(by);
     }
 
-    /// Whether a quarter of the window has come together: often enough that a peer which sends steadily never stops, seldom
-    /// enough to cost nothing.
-    pub fn is_due(self) -> bool {
-        self.credit > 0 && self.credit >= self.size / 4
+    /// Whether a quarter of the window, less what of it is `held` back, has come together: often enough that a peer which sends
+    /// steadily never stops, seldom enough to cost nothing.
+    pub fn is_due(self, held: u32) -> bool {
+        self.credit > 0 && self.credit >= self.size.saturating_sub(held) / 4
     }
 
     /// What to tell the peer, once it is due.
-    pub fn announce(&mut self) -> Option<u32> {
-        if !self.is_due() {
+    pub fn announce(&mut self, held: u32) -> Option<u32> {
+        if !self.is_due(held) {
             return None;
         }
         let credit = std::mem::take(&mut self.credit);
@@ -150,13 +150,13 @@ mod tests {
         let mut window = ReceiveWindow::new(1_000);
         assert!(window.charge(600));
         window.give_back(249);
-        assert_eq!(window.announce(), None);
+        assert_eq!(window.announce(0), None);
         window.give_back(1);
-        assert_eq!(window.announce(), Some(250));
+        assert_eq!(window.announce(0), Some(250));
         window.give_back(10_000);
-        assert_eq!(window.announce(), Some(350));
+        assert_eq!(window.announce(0), Some(350));
         assert_eq!(window.open(), 1_000);
-        assert_eq!(window.announce(), None);
+        assert_eq!(window.announce(0), None);
     }
 
     #[test]
@@ -174,7 +174,7 @@ mod tests {
         assert!(window.charge(60));
         window.give_back(60);
         window.grow(400);
-        assert_eq!(window.announce(), Some(360));
+        assert_eq!(window.announce(0), Some(360));
         assert_eq!((window.open(), window.size()), (400, 400));
     }
 

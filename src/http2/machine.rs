@@ -74,6 +74,8 @@ pub struct Machine {
     pub(super) closing: Closing,
     /// Windows of streams may grow.
     pub(super) growing: bool,
+    /// What [`Machine::hold_back`] was told last. Of whoever holds the bytes, and so no part of the state that moves.
+    pub(super) held_back: u32,
     /// The peer has sent GOAWAY.
     pub(super) peer_leaves: bool,
     /// The peer's SETTINGS have arrived.
@@ -216,6 +218,7 @@ impl Machine {
             queue: VecDeque::new(),
             closing: Closing::No,
             growing: true,
+            held_back: 0,
             peer_leaves: false,
             greeted: false,
             acked: false,

@@ -235,16 +235,22 @@ impl Machine {
         self.give_back(bytes);
     }
 
+    /// So many bytes, all together, are still to be returned by [`left_arena`](Self::left_arena), and that may take long: what is left of
+    /// the tunnel's window is announced by smaller pieces.
+    pub fn hold_back(&mut self, bytes: usize) {
+        self.held_back = u32::try_from(bytes).unwrap_or(u32::MAX);
+    }
+
     pub(super) fn give_back(&mut self, bytes: u32) {
         self.receive.give_back(bytes);
         if self.failed.is_some() {
             return;
         }
         let (size, largest) = (self.receive.size(), self.config.connection_window);
-        if self.growing && self.receive.is_due() && size < largest {
+        if self.growing && self.receive.is_due(self.held_back) && size < largest {
             self.receive.grow(size.saturating_mul(2).min(largest));
         }
-        if let Some(increment) = self.receive.announce() {
+        if let Some(increment) = self.receive.announce(self.held_back) {
             self.output.window_update(0, increment);
         }
     }
@@ -279,14 +285,14 @@ impl Machine {
         let largest = self.config.stream_window;
         let growing = self.growing;
         let Some(stream) = self.streams.get(id) else { return };
-        if stream.got_end || !stream.receive.is_due() {
+        if stream.got_end || !stream.receive.is_due(0) {
             return;
         }
         let size = stream.receive.size();
         if growing && stream.untaken <= size / 8 && size < largest {
             stream.receive.grow(size.saturating_mul(2).min(largest));
         }
-        if let Some(increment) = stream.receive.announce() {
+        if let Some(increment) = stream.receive.announce(0) {
             self.output.window_update(id, increment);
         }
     }

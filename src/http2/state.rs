@@ -105,6 +105,7 @@ impl Machine {
             })?,
             output: Output::read(&mut from)?,
             growing: from.flag("whether windows may grow")?,
+            held_back: 0,
             closing: match from.u8("how far the end is")? {
                 0 => Closing::No,
                 1 => Closing::Announced(from.instant("when the end was announced")?),

@@ -97,9 +97,13 @@ fn carrying(
     admitted: Admitted,
     mut way: impl FnMut(&mut Context<'_>) -> Poll<Outcome> + Unpin + 'static,
 ) -> Pin<Box<dyn Future<Output = ()>>> {
-    Box::pin(Carrying::new(record, move |cx| match admitted.poll_revoked(cx) {
-        Poll::Ready(cut) => Poll::Ready(cut_short(cut)),
-        Poll::Pending => way(cx),
+    Box::pin(Carrying::new(record, move |cx| {
+        // Captured, and so dropped, before the proof: the connection ends before it leaves the list of those that are judged.
+        let way = &mut way;
+        match admitted.poll_revoked(cx) {
+            Poll::Ready(cut) => Poll::Ready(cut_short(cut)),
+            Poll::Pending => way(cx),
+        }
     }))
 }
 

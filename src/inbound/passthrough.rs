@@ -130,8 +130,10 @@ impl Inbound {
         };
         let mut relaying = Box::pin(relay(downstream, upstream, meter, Share::of(&admitted.pod().uid)));
         let way = move |cx: &mut Context<'_>| {
+            let polled = relaying.as_mut().poll(cx).map(Outcome::from);
+            // Captured, and so dropped, after the sockets: until they are closed the port is in use.
             let _until_then = &port;
-            relaying.as_mut().poll(cx).map(Outcome::from)
+            polled
         };
         Some(Begun { carrying: carrying(record, admitted, way), _carried: carried })
     }

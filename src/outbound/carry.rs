@@ -344,16 +344,23 @@ fn carrying(
         Upstream::Plain(upstream) => {
             let share = Share::of(&ticket.facts().pod.uid);
             let mut relaying = Box::pin(relay(app, upstream, meter, share));
-            Box::pin(Carrying::new(record, move |cx| match ticket.poll_cut(cx) {
-                Poll::Ready(()) => Poll::Ready(Outcome::Drained),
-                Poll::Pending => relaying.as_mut().poll(cx).map(Outcome::from),
+            Box::pin(Carrying::new(record, move |cx| {
+                // Captured, and so dropped, before the ticket: the connection ends before it leaves the list.
+                let relaying = relaying.as_mut();
+                match ticket.poll_cut(cx) {
+                    Poll::Ready(()) => Poll::Ready(Outcome::Drained),
+                    Poll::Pending => relaying.poll(cx).map(Outcome::from),
+                }
             }))
         }
         Upstream::Tunnel(opened) => {
             let mut stream = opened.carry(app, meter);
-            Box::pin(Carrying::new(record, move |cx| match ticket.poll_cut(cx) {
-                Poll::Ready(()) => Poll::Ready(Outcome::Drained),
-                Poll::Pending => Pin::new(&mut stream).poll(cx).map(|ended| ended.outcome(Side::Client)),
+            Box::pin(Carrying::new(record, move |cx| {
+                let stream = Pin::new(&mut stream);
+                match ticket.poll_cut(cx) {
+                    Poll::Ready(()) => Poll::Ready(Outcome::Drained),
+                    Poll::Pending => stream.poll(cx).map(|ended| ended.outcome(Side::Client)),
+                }
             }))
         }
     }

@@ -49,6 +49,8 @@ pub(super) struct Inner {
     pub next_opener: u64,
     /// Wakes the tunnel's task.
     pub driver: Option<Waker>,
+    /// Bytes in backlogs for which the tunnel's credit was not returned.
+    pub owed: usize,
     /// What the streams' windows have grown by.
     pub grown: Grown,
     /// Something waits for the tunnel's task to send it.
@@ -91,6 +93,7 @@ impl Inner {
             openers: VecDeque::new(),
             next_opener: 0,
             driver: None,
+            owed: 0,
             grown: Grown::default(),
             flush: false,
             ready: false,
@@ -289,8 +292,27 @@ impl Inner {
         }
     }
 
-    /// Lets windows grow, or not, by what this worker holds.
+    /// The tunnel's credit for `bytes` that went to a backlog is returned later.
+    pub fn owe(&mut self, bytes: usize) {
+        self.owed += bytes;
+        self.machine.hold_back(self.owed);
+    }
+
+    /// Returns what was to be returned later for `bytes`.
+    pub fn pay(&mut self, bytes: usize) {
+        if bytes > 0 {
+            self.owed -= bytes;
+            self.machine.hold_back(self.owed);
+            self.machine.left_arena(bytes);
+        }
+    }
+
+    /// Lets windows grow, or not, and returns credit that was held back for no reason any more, by what this worker holds.
     pub fn weigh(&mut self) {
+        if self.owed > 0 && !backlog::is_pressed() {
+            self.streams.values_mut().for_each(Stream::forgive);
+            self.pay(self.owed);
+        }
         self.grown.set(self.machine.grown());
         self.machine.let_windows_grow(backlog::is_low());
     }
@@ -316,7 +338,7 @@ impl Inner {
         if self.lost.is_none() {
             self.machine.reset(id, Code::CANCEL);
             stream.empty();
-            self.machine.left_arena(stream.pay());
+            self.pay(stream.pay());
             // Data that waited for an application which is gone.
             self.flush_soon(socket);
         }

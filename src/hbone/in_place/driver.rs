@@ -34,6 +34,8 @@ const KEEPERS: usize = 16;
 const LINGER: Duration = Duration::from_secs(2);
 /// How long an orderly end may take: our last bytes out, and then the peer's end in, which says that it has them.
 const ORDERLY: Duration = Duration::from_secs(30);
+/// A record or frame costs as much as so many bytes, at least.
+const PIECE: usize = 256;
 /// Reads in a row of what nobody wants any more.
 const UNWANTED_READS: usize = 16;
 
@@ -88,7 +90,8 @@ enum Reading {
 
 /// What one read brought.
 struct Took {
-    bytes: usize,
+    /// Bytes, as they count against the pod's share: small pieces count for more.
+    cost: usize,
     /// The buffer was filled: there is probably more.
     more: bool,
 }
@@ -204,7 +207,8 @@ impl Driver {
         let reading = self.read(cx, now);
         let inner = &mut *connection.inner.borrow_mut();
         let due = self.timer.as_mut().poll(cx).is_ready();
-        if due && inner.machine.failure().is_none() {
+        // Where it waits for its turn, what the peer said in time is not read yet.
+        if due && reading != Reading::Waits && inner.machine.failure().is_none() {
             // What the peer said in time was read above. Its error is the machine's failure, seen below.
             let _ = inner.machine.on_time(now);
             buffers::trim(now);
@@ -253,8 +257,10 @@ impl Driver {
         if reading == Reading::More {
             cx.waker().wake_by_ref();
         }
-        let last = self.finishing.map(|since| since + ORDERLY);
-        self.rearm(cx, inner.machine.deadline().or(last));
+        if reading != Reading::Waits {
+            let last = self.finishing.map(|since| since + ORDERLY);
+            self.rearm(cx, inner.machine.deadline().or(last));
+        }
     }
 
     /// Reads once and does what the bytes say.
@@ -270,8 +276,8 @@ impl Driver {
             }
             let Poll::Ready(turn) = self.place.poll_turn(cx) else { return Reading::Waits };
             match self.receive.turn(&self.connection, now) {
-                Ok(Some(Took { bytes, more })) => {
-                    turn.moved(bytes, more);
+                Ok(Some(Took { cost, more })) => {
+                    turn.moved(cost, more);
                     if more {
                         return Reading::More;
                     }
@@ -415,7 +421,8 @@ impl Inner {
             self.machine.reset(fullest, Code::ENHANCE_YOUR_CALM);
             if let Some(stream) = self.streams.get_mut(&fullest) {
                 stream.truncate(Ended::PeerReset(Code::ENHANCE_YOUR_CALM));
-                self.machine.left_arena(stream.pay());
+                let paid = stream.pay();
+                self.pay(paid);
             }
             if fullest == id {
                 return 0;
@@ -427,6 +434,7 @@ impl Inner {
         stream.owe(owed);
         // Whoever carries it waits until the application takes more.
         stream.wake();
+        self.owe(owed);
         self.weigh();
         owed
     }
@@ -507,7 +515,7 @@ impl Receive {
                 (buffer, 0..length)
             }
         };
-        let mut took = Took { bytes: 0, more: false };
+        let mut took = Took { cost: 0, more: false };
         if let Some(socket) = socket {
             // A record never lies across the end of the buffer.
             if bytes.start > 0 {
@@ -528,7 +536,7 @@ impl Receive {
                 }
                 Ok(read) => {
                     bytes.end += read;
-                    took = Took { bytes: read, more: read == place };
+                    took = Took { cost: read, more: read == place };
                     if !took.more {
                         nothing_more(socket, Interest::READABLE);
                     }
@@ -540,14 +548,21 @@ impl Receive {
                 }
                 Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {
                     self.put_aside(buffer, bytes);
-                    return Ok(Some(Took { bytes: 0, more: true }));
+                    return Ok(Some(Took { cost: 0, more: true }));
                 }
                 Err(cause) => return Err(cause),
             }
         }
         let inner = &mut *connection.inner.borrow_mut();
+        let before = bytes.len();
         self.open(inner, &mut buffer, &mut bytes);
-        self.deliver(inner, &buffer, now);
+        let pieces = self.opened.len() + self.deliver(inner, &buffer, now);
+        if took.more && (before - bytes.len()) / pieces.max(1) < PIECE {
+            // Many small ones take as long as few large ones of many times the size, and others wait for as long as a turn takes.
+            self.size = Size::Small;
+            self.full = 0;
+        }
+        took.cost = took.cost.max(pieces * PIECE);
         if self.end.is_none() {
             self.put_aside(buffer, bytes);
         }
@@ -588,12 +603,14 @@ impl Receive {
         }
     }
 
-    /// Runs the frame machine over what was opened.
-    fn deliver(&mut self, inner: &mut Inner, buffer: &[u8], now: Instant) {
+    /// Runs the frame machine over what was opened. Returns how many frames, or pieces of frames, that were.
+    fn deliver(&mut self, inner: &mut Inner, buffer: &[u8], now: Instant) -> usize {
+        let mut pieces = 0;
         let mut gather = Gather::new();
         'records: for opened in self.opened.drain(..) {
             let mut input = &buffer[opened];
             loop {
+                pieces += 1;
                 match inner.machine.read(&mut input, now) {
                     Ok(Some(Action::Data { stream, bytes, end })) => {
                         if !gather.add(stream, bytes, end) {
@@ -617,6 +634,7 @@ impl Receive {
         if !inner.openers.is_empty() && inner.machine.can_open() > 0 {
             inner.wake_openers();
         }
+        pieces
     }
 
     /// Keeps what is not opened for the next turn. A tunnel with nothing to keep holds no memory.

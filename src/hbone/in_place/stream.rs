@@ -230,6 +230,11 @@ impl Stream {
         (std::mem::replace(&mut self.owed, still) - still) as usize
     }
 
+    /// The tunnel's credit for all of its backlog was returned.
+    pub fn forgive(&mut self) {
+        self.owed = 0;
+    }
+
     /// Keeps `bytes` until the application takes them.
     pub fn keep(&mut self, bytes: &[u8]) {
         if self.backlog.capacity() == 0 {

@@ -150,6 +150,42 @@ fn three_hundred_stalled_streams_on_three_tunnels_are_all_served_in_the_end() {
     });
 }
 
+/// What was held back while others of the worker held much is not held back for ever: applications that take nothing may stay.
+#[test]
+fn credit_held_back_for_others_returns_when_they_have_their_bytes() {
+    const OTHERS: usize = 30 << 20;
+    once(async {
+        let mut pair = pair().await;
+        in_place::pretend(OTHERS, true);
+        let mut stuck = Vec::new();
+        for n in 0..8 {
+            let Line { mut client, server, near, far } = pair.line_of(Some(SOCKET)).await;
+            spawn_local(async move {
+                // Ends as it may.
+                let _ = client.write_all(&payload(n, STUCK)).await;
+            });
+            stuck.push((server, near, far));
+        }
+        let mut beside = pair.line_of(Some(SOCKET)).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let moved = tokio::time::timeout(Duration::from_secs(1), exchange(&mut beside, 1)).await;
+        assert!(moved.is_err(), "nothing is held back");
+        in_place::pretend(OTHERS, false);
+        let Line { mut client, mut server, .. } = beside;
+        // What the exchange began has come by halves: the rest of it, and then more than the tunnel's window.
+        let reading = spawn_local(async move {
+            let mut heard = 0;
+            let mut chunk = vec![0; 64 << 10];
+            while heard < 4 * MIB {
+                heard += server.read(&mut chunk).await.unwrap();
+            }
+            server
+        });
+        client.write_all(&payload(2, 4 * MIB)).await.unwrap();
+        drop((reading.await.unwrap(), client, stuck));
+    });
+}
+
 /// Also one that its client had said all on: what was thrown away must not look like the end.
 #[test]
 fn a_stream_whose_backlog_is_thrown_away_ends_as_a_reset_and_the_others_go_on() {

@@ -345,3 +345,29 @@ fn padding_is_given_back_at_once() {
         wire.machine.taken(StreamId::new(1), 1);
     }
 }
+
+#[test]
+fn what_is_left_of_a_tunnels_window_is_announced_by_its_own_quarter() {
+    let mut wire = Wire::new(Role::Server, Config { connection_window: 1 << 20, ..CONFIG }, &[]);
+    wire.machine.let_windows_grow(false);
+    for stream in [1, 3, 5, 7] {
+        wire.get(&connect(stream)).unwrap();
+    }
+    // Three quarters and more of the window go to applications that take nothing.
+    for stream in [1, 3, 5] {
+        let mut bytes = &data(stream, &[0; FIRST])[..];
+        assert!(wire.machine.read(&mut bytes, wire.now).unwrap().is_some());
+    }
+    wire.machine.hold_back(3 * FIRST);
+    // What a fourth takes comes back while the peer may still send: it never has to stop.
+    let mut told = 0;
+    for _ in 0..100 {
+        wire.get(&data(7, &[0; FIRST / 8])).unwrap();
+        wire.machine.taken(StreamId::new(7), FIRST / 8);
+        told += announced(&mut wire, 0);
+    }
+    assert!(told >= 100 * FIRST / 8 - FIRST / 4, "{told}");
+    wire.machine.hold_back(0);
+    wire.machine.left_arena(3 * FIRST);
+    assert!(announced(&mut wire, 0) >= 3 * FIRST);
+}
