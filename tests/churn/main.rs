@@ -38,7 +38,7 @@ const LANES: [(Lane, usize); 4] =
 /// What one thread may have allocated and not freed at its end, in bytes; apart from buffers of the relay, of which it keeps some.
 const KEPT: i64 = 128 << 10;
 /// What the process may have grown by, for the slack of its allocator, in KiB.
-const GROWTH: usize = 48 << 10;
+const GROWTH: usize = 96 << 10;
 /// For anything that must happen, on a busy machine.
 const SOON: Duration = Duration::from_secs(60);
 
