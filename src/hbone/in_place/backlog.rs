@@ -14,12 +14,12 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 
 /// By how many bytes the windows of one worker's streams may have grown beyond those they begin with.
-const GROWTH: usize = 20 << 20;
+const GROWTH: usize = 32 << 20;
 /// What the backlogs of one worker hold while windows grow, in bytes.
 const PLENTY: usize = 8 << 20;
-/// What they hold before tunnels get credit back later. Above what 64 streams that take nothing can hold which have not grown, so
-/// that others go on beside those; and all that streams can have grown by beyond it is less than a grown tunnel's window.
-const PRESSURE: usize = 24 << 20;
+/// What they hold before tunnels get credit back later. 64 streams of a tunnel that take nothing hold 16 MiB, and what streams have
+/// grown by beyond that; what is above this is less than a grown tunnel's window, so that its others go on.
+const PRESSURE: usize = 36 << 20;
 /// The most that they hold.
 pub(super) const LIMIT: usize = 64 << 20;
 
