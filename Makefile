@@ -33,7 +33,7 @@ demo:
 test:
 	@tools/setup.sh test
 	$(CARGO) test --profile $(PROFILE) --features testing
-# A thousand ends in a row can stall with the classic carrier, which is not understood yet; with the default one they do not.
+# The thousand ends can stall with the classic carrier: many applications that do not read seem to use up the credit of its tunnels.
 	TUNNEL=classic $(CARGO) test --profile $(PROFILE) --features testing --test traffic --test endurance -- --skip thousand::
 
 conformance:
