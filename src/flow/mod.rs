@@ -9,6 +9,7 @@
 mod baggage;
 mod carrying;
 mod describe;
+pub mod ends;
 pub mod live;
 mod outcome;
 mod record;

@@ -1,14 +1,13 @@
 //! Carries plaintext both ways until both ends are done. Tunnels carry their own bytes.
 
-use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
-use std::task::{Poll, Waker};
 
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use self::pool::{Buffer, FILL, Lent};
+use super::ends::{Fin, broken, delivered, forget, has_spoken, reset_after_fin};
 use super::{Outcome, Place, Seen, Share, Side as Application, Turn};
 use crate::net::socket::{close_in_order, receive, reset_on_close, tell_what_is_left, watch_half_closed};
 
@@ -116,22 +115,30 @@ pub async fn relay_by(
     let (down_fin, up_fin) = (Fin::default(), Fin::default());
     let request = async {
         let sides = Sides { from: &downstream, to: &upstream, from_fin: &down_fin, to_fin: &up_fin, splice };
-        sides.carry(share.place(), |bytes| meter.to_upstream(bytes)).await.map_err(|broken| match broken {
+        let ended = sides.carry(share.place(), |bytes| meter.to_upstream(bytes)).await;
+        sides.settle(ended).await.map_err(|broken| match broken {
             Side::From(kind) => Broken::Downstream(kind),
             Side::To(kind) => Broken::Upstream(kind),
         })
     };
     let answer = async {
         let sides = Sides { from: &upstream, to: &downstream, from_fin: &up_fin, to_fin: &down_fin, splice };
-        sides.carry(share.place(), |bytes| meter.to_downstream(bytes)).await.map_err(|broken| match broken {
+        let ended = sides.carry(share.place(), |bytes| meter.to_downstream(bytes)).await;
+        sides.settle(ended).await.map_err(|broken| match broken {
             Side::From(kind) => Broken::Upstream(kind),
             Side::To(kind) => Broken::Downstream(kind),
         })
     };
     let carried = tokio::try_join!(request, answer).map(drop);
-    if carried.is_ok() {
-        close_in_order(&downstream);
-        close_in_order(&upstream);
+    match carried {
+        Ok(()) => {
+            close_in_order(&downstream);
+            close_in_order(&upstream);
+        }
+        // What it said and its FIN were passed on: the reset must not overtake them.
+        Err(Broken::Downstream(_)) if down_fin.is_set() => delivered(&upstream).await,
+        Err(Broken::Upstream(_)) if up_fin.is_set() => delivered(&downstream).await,
+        Err(_) => {}
     }
     carried
 }
@@ -265,8 +272,25 @@ impl Sides<'_> {
             biased;
             ready = self.to.writable() => ready.map_err(|cause| Side::To(cause.kind())),
             // Meanwhile nobody reads `from`, so its reset must be looked for.
-            kind = broken(self.from) => Err(Side::From(kind)),
+            kind = broken(self.from) => {
+                if !has_spoken(kind) {
+                    return Err(Side::From(kind));
+                }
+                self.from_fin.broke();
+                self.to.writable().await.map_err(|cause| Side::To(cause.kind()))
+            }
         }
+    }
+
+    /// Where `to` broke behind its FIN, lets the other direction carry on what it said before.
+    async fn settle(&self, ended: Result<(), Side>) -> Result<(), Side> {
+        if let Err(Side::To(kind)) = ended
+            && has_spoken(kind)
+        {
+            self.to_fin.broke();
+            self.to_fin.seen().await;
+        }
+        ended
     }
 
     /// `from` is done: passes that on.
@@ -281,11 +305,6 @@ impl Sides<'_> {
     }
 }
 
-/// Takes back that `socket` is ready for `interest`, without the system call that would find it out.
-fn forget(socket: &TcpStream, interest: Interest) {
-    let _ = socket.try_io(interest, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
-}
-
 /// Writes all of `data`, waiting while the socket is full.
 pub async fn write_all(to: &TcpStream, mut data: &[u8]) -> io::Result<()> {
     while !data.is_empty() {
@@ -296,55 +315,4 @@ pub async fn write_all(to: &TcpStream, mut data: &[u8]) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Whether one end has sent FIN. From then on nobody reads from it, so its reset must be looked for.
-#[derive(Default)]
-pub struct Fin {
-    seen: Cell<bool>,
-    waker: Cell<Option<Waker>>,
-}
-
-impl Fin {
-    /// Notes the FIN and wakes whoever waits in [`reset_after_fin`].
-    pub fn set(&self) {
-        self.seen.set(true);
-        if let Some(waker) = self.waker.take() {
-            waker.wake();
-        }
-    }
-
-    /// Whether it was noted.
-    pub fn is_set(&self) -> bool {
-        self.seen.get()
-    }
-
-    async fn seen(&self) {
-        std::future::poll_fn(|cx| {
-            if self.seen.get() {
-                return Poll::Ready(());
-            }
-            self.waker.set(Some(cx.waker().clone()));
-            Poll::Pending
-        })
-        .await;
-    }
-}
-
-/// Ready when the far end of `socket` reset the connection after it had sent `fin`.
-pub async fn reset_after_fin(socket: &TcpStream, fin: &Fin) -> io::ErrorKind {
-    fin.seen().await;
-    broken(socket).await
-}
-
-/// Ready when the connection of `socket` broke, for those who do not read from it.
-pub async fn broken(socket: &TcpStream) -> io::ErrorKind {
-    if let Err(cause) = socket.ready(Interest::ERROR).await {
-        return cause.kind();
-    }
-    match socket.take_error() {
-        Ok(Some(cause)) | Err(cause) => cause.kind(),
-        // Both directions are shut, which also wakes; the other half of the work sees the end itself.
-        Ok(None) => std::future::pending().await,
-    }
 }

@@ -28,7 +28,8 @@ use super::{
     CLIENT_HEADER_LIST, CONNECT_DEADLINE, Config, PREFACE_DEADLINE, SERVER_HEADER_LIST, SERVER_STREAMS,
     keepalive,
 };
-use crate::flow::relay::{Fin, Meter, broken, reset_after_fin, write_all};
+use crate::flow::ends::{DELIVERY, Fin, broken, delivered, has_spoken, reset_after_fin};
+use crate::flow::relay::{Meter, write_all};
 use crate::flow::{Place, Share, Side};
 use crate::http2::Code;
 use crate::identity::VerifiedPeer;
@@ -342,10 +343,10 @@ impl Opened {
         let meter = &Counted { app: side, meter: &*meter };
         // A reset is the end unless both were done: also when this is dropped, and when the process dies.
         reset_on_close(&app);
-        let app_fin = Fin::default();
+        let (app_fin, peer_fin) = (Fin::default(), Fin::default());
         let ended = {
             let to_tunnel = to_tunnel(&app, &mut send, meter, &app_fin, share.place());
-            let to_app = to_app(&app, &mut receive, meter, &app_fin, share.place());
+            let to_app = to_app(&app, &mut receive, meter, &app_fin, &peer_fin, share.place());
             tokio::pin!(to_tunnel, to_app);
             tokio::select! {
                 sent = &mut to_tunnel => match sent {
@@ -369,8 +370,19 @@ impl Opened {
                 Ended::Complete
             }
             Err(ended) => {
-                if matches!(ended, Ended::AppReset(_)) {
-                    send.send_reset(Reason::CANCEL);
+                match ended {
+                    Ended::AppReset(_) => {
+                        if app_fin.has_broken() {
+                            // A reset would throw away what still waits in h2's queue, the end included. The peer's end shows that it
+                            // has come through.
+                            let _ =
+                                timeout(DELIVERY, async { while let Some(Ok(_)) = receive.data().await {} })
+                                    .await;
+                        }
+                        send.send_reset(Reason::CANCEL);
+                    }
+                    Ended::PeerReset(_) if peer_fin.is_set() => delivered(&app).await,
+                    _ => {}
                 }
                 ended
             }
@@ -405,7 +417,13 @@ async fn to_tunnel(
             biased;
             room = capacity(send, chunk) => room?,
             // While the peer takes nothing nobody reads from the application, so its reset must be looked for.
-            kind = broken(app) => return Err(Ended::AppReset(kind)),
+            kind = broken(app) => {
+                if !has_spoken(kind) {
+                    return Err(Ended::AppReset(kind));
+                }
+                app_fin.broke();
+                capacity(send, chunk).await?
+            }
         };
         let turn = place.turn().await;
         let mut buffer = BytesMut::with_capacity(room);
@@ -465,6 +483,7 @@ async fn to_app(
     receive: &mut RecvStream,
     meter: &Counted<'_>,
     app_fin: &Fin,
+    peer_fin: &Fin,
     mut place: Place,
 ) -> Result<(), Ended> {
     loop {
@@ -477,7 +496,14 @@ async fn to_app(
             Some(Ok(data)) => {
                 let bytes = data.len();
                 place.turn().await.moved(bytes, bytes >= FIRST_CHUNK);
-                write_all(app, &data).await.map_err(|cause| Ended::AppReset(cause.kind()))?;
+                if let Err(cause) = write_all(app, &data).await {
+                    if has_spoken(cause.kind()) {
+                        // What it said before is still carried on.
+                        app_fin.broke();
+                        app_fin.seen().await;
+                    }
+                    return Err(Ended::AppReset(cause.kind()));
+                }
                 meter.received(bytes);
                 tokio::task::consume_budget().await;
                 // Credit only for what the application took.
@@ -487,6 +513,7 @@ async fn to_app(
             None => {
                 // NotConnected: the application is gone and has everything it wanted.
                 let _ = socket2::SockRef::from(app).shutdown(std::net::Shutdown::Write);
+                peer_fin.set();
                 if !app_fin.is_set() {
                     watch_half_closed(app);
                 }

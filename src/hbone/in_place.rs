@@ -42,7 +42,8 @@ use super::ended::Ended;
 use super::error::{HandshakeError, OpenError};
 use super::placement::Carried;
 use super::{CLIENT_HEADER_LIST, CONNECT_DEADLINE, Config, SERVER_HEADER_LIST, SERVER_STREAMS};
-use crate::flow::relay::{Meter, broken};
+use crate::flow::ends::{broken, delivered};
+use crate::flow::relay::Meter;
 use crate::flow::{Place, Share, Side};
 use crate::http2::{self, Code, Fields, Machine, Role, StreamId};
 use crate::identity::VerifiedPeer;
@@ -463,7 +464,7 @@ impl Opened {
             stream.app = Some(App { socket: app.clone(), meter, side });
         }
         let place = held.connection.share.place();
-        Carry { held, app, place, broken: None }
+        Carry { held, app, place, watch: Watch::Nothing }
     }
 }
 
@@ -473,8 +474,16 @@ pub(super) struct Carry {
     app: Rc<TcpStream>,
     /// Where what the application sends waits for the pod's turn.
     place: Place,
-    /// Looks for the application's reset; made when nobody reads from it for the first time.
-    broken: Option<Pin<Box<dyn Future<Output = ErrorKind>>>>,
+    watch: Watch,
+}
+
+/// What is waited for besides bytes.
+enum Watch {
+    Nothing,
+    /// The application's reset, from when nobody reads from it for the first time.
+    Reset(Pin<Box<dyn Future<Output = ErrorKind>>>),
+    /// That the application has everything, before the peer's reset is passed on to it; nothing else any more.
+    Delivery(Pin<Box<dyn Future<Output = Ended>>>),
 }
 
 impl Future for Carry {
@@ -482,7 +491,10 @@ impl Future for Carry {
 
     /// Moves what can be moved in both directions.
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Ended> {
-        let Self { held, app, place, broken: reset } = &mut *self;
+        let Self { held, app, place, watch } = &mut *self;
+        if let Watch::Delivery(delivery) = watch {
+            return delivery.as_mut().poll(cx);
+        }
         let inner = &mut *held.connection.inner.borrow_mut();
         let (ended, given_back) = held.give(inner, cx, app);
         let (ended, reads) = match ended {
@@ -492,18 +504,37 @@ impl Future for Carry {
         if given_back && ended.is_none() {
             inner.flush_soon(&held.connection.socket);
         }
+        let mut stream = inner.streams.get_mut(&held.id);
         match ended {
-            Some(ended) => {
-                if ended == Ended::Complete {
-                    close_in_order(app);
-                }
-                Poll::Ready(ended)
+            Some(Ended::Complete) => {
+                close_in_order(app);
+                Poll::Ready(Ended::Complete)
             }
-            // While nobody reads from the application its reset must be looked for.
-            None if !reads => {
+            // The peer said all and then broke off: the reset must not overtake what it said.
+            Some(ended @ Ended::PeerReset(_)) if stream.as_ref().is_some_and(|stream| stream.passed_fin) => {
                 let app = app.clone();
-                let reset = reset.get_or_insert_with(|| Box::pin(async move { broken(&app).await }));
-                reset.as_mut().poll(cx).map(Ended::AppReset)
+                let mut delivery: Pin<Box<dyn Future<Output = Ended>>> = Box::pin(async move {
+                    delivered(&app).await;
+                    ended
+                });
+                let delivered = delivery.as_mut().poll(cx);
+                *watch = Watch::Delivery(delivery);
+                delivered
+            }
+            Some(ended) => Poll::Ready(ended),
+            // While nobody reads from the application its reset must be looked for.
+            None if !reads && stream.as_ref().is_some_and(|stream| !stream.gone) => {
+                if let Watch::Nothing = watch {
+                    let app = app.clone();
+                    *watch = Watch::Reset(Box::pin(async move { broken(&app).await }));
+                }
+                let Watch::Reset(reset) = watch else { return Poll::Pending };
+                match reset.as_mut().poll(cx) {
+                    Poll::Ready(kind) if !stream.as_mut().is_some_and(|stream| stream.outlives(kind)) => {
+                        Poll::Ready(Ended::AppReset(kind))
+                    }
+                    _ => Poll::Pending,
+                }
             }
             None => Poll::Pending,
         }
@@ -520,6 +551,13 @@ impl Held {
         while let Some(stream) = inner.streams.get_mut(&self.id)
             && !stream.backlog.is_empty()
         {
+            if stream.gone {
+                stream.empty();
+                let paid = stream.pay();
+                inner.pay(paid);
+                given_back = true;
+                break;
+            }
             if let Some(Ended::AppReset(kind)) = stream.cut {
                 return (Some(Ended::AppReset(kind)), given_back);
             }
@@ -533,6 +571,7 @@ impl Held {
                         inner.pay(paid);
                         inner.machine.taken(self.id, written);
                     }
+                    Err(cause) if stream.outlives(cause.kind()) => {}
                     Err(cause) => return (Some(Ended::AppReset(cause.kind())), given_back),
                 },
             }
@@ -541,6 +580,9 @@ impl Held {
         stream.pass_fin();
         if let Some(cut) = stream.cut.take() {
             return (Some(cut), given_back);
+        }
+        if stream.gone && stream.sent_end {
+            return (Some(Ended::AppReset(ErrorKind::BrokenPipe)), given_back);
         }
         let complete = stream.passed_fin && stream.sent_end;
         (complete.then_some(Ended::Complete), given_back)
@@ -593,9 +635,10 @@ impl Held {
                 Sent::End => {
                     if let Some(stream) = inner.streams.get_mut(&self.id) {
                         stream.sent_end = true;
-                        match stream.passed_fin {
-                            true => result.0 = Some(Ended::Complete),
-                            false => watch_half_closed(app),
+                        match (stream.gone, stream.passed_fin) {
+                            (true, _) => result.0 = Some(Ended::AppReset(ErrorKind::BrokenPipe)),
+                            (false, true) => result.0 = Some(Ended::Complete),
+                            (false, false) => watch_half_closed(app),
                         }
                     }
                 }

@@ -237,6 +237,12 @@ pub fn watch_half_closed(socket: &impl AsFd) {
     let _ = sys::set_longest_rto(socket.as_fd(), 15_000);
 }
 
+/// What was given to `socket` and the far end has not acknowledged, in bytes; a FIN counts as one.
+pub fn unacknowledged(socket: &impl AsFd) -> usize {
+    // Failure means that it is no TCP socket, and then there is nothing to wait for.
+    sys::unacknowledged(socket.as_fd()).map_or(0, |bytes| usize::try_from(bytes).unwrap_or(0))
+}
+
 /// Has [`receive`] tell what it leaves. Without it, one call more finds out.
 pub fn tell_what_is_left(socket: &impl AsFd) {
     // Kernels before 4.18 cannot.

@@ -62,6 +62,13 @@ pub(super) fn namespace_type(fd: BorrowedFd<'_>) -> io::Result<c_int> {
     check(unsafe { libc::ioctl(fd.as_raw_fd(), NS_GET_NSTYPE) })
 }
 
+/// `SIOCOUTQ` of tcp(7): what was written and is not acknowledged, a FIN included.
+pub(super) fn unacknowledged(socket: BorrowedFd<'_>) -> io::Result<c_int> {
+    let mut bytes: c_int = 0;
+    // SAFETY: the borrow keeps the descriptor open; the kernel writes one int, and `bytes` outlives the call.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) }).map(|_| bytes)
+}
+
 /// Lets `socket` use IPv4 addresses this host does not own. Fails without CAP_NET_ADMIN or CAP_NET_RAW.
 pub(super) fn set_ip_transparent(socket: BorrowedFd<'_>) -> io::Result<()> {
     set_flag(socket, libc::IPPROTO_IP, libc::IP_TRANSPARENT)

@@ -8,6 +8,7 @@ use std::io::ErrorKind;
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use adit::net::socket::unacknowledged;
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
@@ -32,6 +33,8 @@ pub enum Style {
     Converse,
     /// The first speaks and closes its socket while bytes are queued in it; the second hears all, and closes.
     HangUp,
+    /// The first speaks and closes; the second answers before it has heard any of that, to nobody.
+    Unheard,
     /// Nobody says anything; one after the other closes.
     Silence,
     /// The second says much before the first begins to read.
@@ -68,7 +71,8 @@ impl Style {
             0..160 => Self::InTurn,
             160..280 => Self::AtOnce,
             280..360 => Self::Converse,
-            360..440 => Self::HangUp,
+            360..420 => Self::HangUp,
+            420..440 => Self::Unheard,
             440..490 => Self::Silence,
             490..500 => Self::SlowReader,
             500..550 => Self::ResetAtOnce,
@@ -320,6 +324,19 @@ pub async fn live(
             pause(random).await;
             drop(second);
             return Lived::InOrder { there: said.len(), back: 0, open: Vec::new() };
+        }
+        Style::Unheard => {
+            // A socket that is closed before all was acknowledged is reset by the answer, and that takes the rest back.
+            let said = &said[..said.len().min(60_000)];
+            says(&mut first, said).await;
+            while unacknowledged(&first) > 0 {
+                sleep(Duration::from_millis(1)).await;
+            }
+            drop(first);
+            second.write_all(b"too late").await.unwrap();
+            pause(random).await;
+            hears(&mut second, said).await;
+            is_told(&second, b"").await;
         }
         Style::Silence => {
             first.shutdown().await.unwrap();

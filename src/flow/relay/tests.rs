@@ -1,5 +1,6 @@
 //! Two applications, each with a socket of ours, over loopback.
 
+use std::cell::Cell;
 use std::io::ErrorKind;
 use std::os::fd::AsFd;
 use std::rc::Rc;
@@ -8,10 +9,11 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::task::{JoinHandle, spawn_local};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::pool::BUFFER;
 use super::*;
+use crate::net::socket::unacknowledged;
 
 const MIB: usize = 1 << 20;
 
@@ -258,7 +260,7 @@ fn an_end_comes_behind_what_waits_in_the_pipe() {
         let said = line.stuff().await;
         line.client.shutdown().await.unwrap();
         // Long enough to overtake, if it could.
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        sleep(Duration::from_millis(50)).await;
         let mut heard = Vec::new();
         line.server.read_to_end(&mut heard).await.unwrap();
         assert_eq!(heard.len(), said);
@@ -367,7 +369,7 @@ fn an_idle_connection_owns_no_pipe() {
         for _ in 0..8 {
             lines.push(Line::with_much_said().await);
         }
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        sleep(Duration::from_millis(50)).await;
         // One after the other they all made do with the one that the first one needed.
         assert_eq!(spare().pipes, 1);
         assert!(open_pipes() > 0);
@@ -400,5 +402,36 @@ fn a_busy_connection_lets_others_have_their_turn() {
         let _ = busy.relaying.await;
         talks.join().unwrap();
         hears.join().unwrap();
+    });
+}
+
+#[test]
+fn what_was_said_before_a_fin_arrives_although_a_reset_came_behind_it() {
+    story(async {
+        let mut line = line().await;
+        let said = payload(2, MIB).repeat(64);
+        let mut written = 0;
+        while timeout(Duration::from_millis(500), line.client.writable()).await.is_ok() {
+            written += line.client.try_write(&said[written..][..16 << 10]).unwrap_or(0);
+        }
+        let mut heard = Vec::new();
+        let mut piece = vec![0; 16 << 10];
+        while unacknowledged(&line.client) > 0 {
+            line.server.read_exact(&mut piece).await.unwrap();
+            heard.extend_from_slice(&piece);
+            sleep(Duration::from_millis(20)).await;
+        }
+        assert!(heard.len() < written, "nothing waits any more");
+        let Line { client, mut server, relaying, counted } = line;
+        drop(client);
+        // Nobody is there for this, which the kernel says by a reset.
+        sleep(Duration::from_millis(50)).await;
+        server.write_all(b"too late").await.unwrap();
+        sleep(Duration::from_millis(200)).await;
+        server.read_to_end(&mut heard).await.unwrap();
+        assert!(heard == said[..written], "{} bytes of {written} arrived", heard.len());
+        server.ready(Interest::ERROR).await.unwrap();
+        assert_eq!(relaying.await.unwrap(), Err(Broken::Downstream(ErrorKind::BrokenPipe)));
+        assert_eq!(counted.up.get(), written);
     });
 }

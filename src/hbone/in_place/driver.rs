@@ -384,15 +384,18 @@ impl Inner {
         let (mut taken, mut owed) = (0, 0);
         if let Some(stream) = self.streams.get_mut(&id) {
             let mut failed = None;
-            if let (Some(app), true) = (&stream.app, stream.backlog.is_empty() && bytes > 0) {
+            let writes = stream.backlog.is_empty() && bytes > 0 && !stream.gone;
+            if let (Some(app), true) = (&stream.app, writes) {
                 match app.write(slices, bytes) {
                     Ok(written) => taken = written,
                     Err(cause) => failed = Some(cause.kind()),
                 }
             }
-            if let Some(kind) = failed {
+            if let Some(kind) = failed
+                && !stream.outlives(kind)
+            {
                 stream.cut(Ended::AppReset(kind));
-            } else if taken < bytes {
+            } else if taken < bytes && !stream.gone {
                 IoSlice::advance_slices(&mut slices, taken);
                 owed = self.keep(id, slices, bytes - taken);
             }

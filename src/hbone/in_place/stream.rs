@@ -13,6 +13,7 @@ use super::backlog;
 use super::buffers::Size;
 use super::transmit::nothing_more;
 use crate::flow::Side;
+use crate::flow::ends::has_spoken;
 use crate::flow::relay::Meter;
 use crate::hbone::ended::Ended;
 use crate::http2::{Response, StreamId};
@@ -96,9 +97,10 @@ impl App {
 /// | | ended | the backlog is empty | passed: FIN is out |
 /// | to the tunnel | open | FIN | sent: END_STREAM is out |
 /// | | open | the peer has ended and wants no more | sent |
+/// | | open | the application broke behind its FIN | gone: what it said before goes on, then END_STREAM, then RST_STREAM |
 /// | both | any | a reset of either side, the tunnel's death | cut: RST to the application, behind its backlog |
 ///
-/// It is complete when FIN is passed and END_STREAM sent.
+/// It is complete when FIN is passed and END_STREAM sent, unless the application is gone.
 #[derive(Default)]
 pub(super) struct Stream {
     /// Present while the connection is carried.
@@ -115,6 +117,8 @@ pub(super) struct Stream {
     owed: u32,
     /// Bytes of it were thrown away: whatever else happens, its application must see a reset.
     pub truncated: bool,
+    /// The application broke behind its FIN: it takes nothing more, but what it said before is still to be sent.
+    pub gone: bool,
     /// Why it ends early.
     pub cut: Option<Ended>,
     /// The peer's answer to our request, until it is taken.
@@ -189,6 +193,15 @@ impl Stream {
         if self.waker.as_ref().is_none_or(|known| !known.will_wake(waker)) {
             self.waker = Some(waker.clone());
         }
+    }
+
+    /// The application's connection broke like this. Whether it goes on all the same, to send what the application had said before.
+    pub fn outlives(&mut self, kind: io::ErrorKind) -> bool {
+        if has_spoken(kind) && !self.sent_end {
+            self.gone = true;
+            self.wake();
+        }
+        self.gone
     }
 
     /// Ends it early, unless it has ended.

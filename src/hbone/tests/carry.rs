@@ -4,10 +4,12 @@ use std::io::ErrorKind;
 use std::thread;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::{sleep, timeout};
 
 use super::raw::{self, Raw};
 use super::*;
 use crate::http2::Code;
+use crate::net::socket::unacknowledged;
 
 #[test]
 fn every_byte_arrives_once_and_in_order_in_both_directions() {
@@ -123,7 +125,7 @@ fn a_reset_is_seen_while_the_peer_takes_nothing() {
         let Line { mut client, server, near, far } = pair.line().await;
         // The server application reads nothing, so all windows and buffers on the way fill up.
         let chunk = payload(3, MIB);
-        while tokio::time::timeout(Duration::from_millis(500), client.write_all(&chunk)).await.is_ok() {}
+        while timeout(Duration::from_millis(500), client.write_all(&chunk)).await.is_ok() {}
         reset(client);
         assert_eq!(near.await.unwrap().0, Ended::AppReset(ErrorKind::ConnectionReset));
         drop(server);
@@ -193,7 +195,7 @@ fn a_tunnel_handed_to_another_thread_works_there() {
             assert_eq!(carrying.await.unwrap().0, Ended::Complete);
             drop(tunnel);
             // Its task says goodbye.
-            tokio::time::sleep(Duration::from_millis(300)).await;
+            sleep(Duration::from_millis(300)).await;
         });
     });
     is_open.recv().unwrap();
@@ -298,5 +300,69 @@ fn streams_that_say_nothing_hold_no_window_that_others_need() {
         let (bytes, talker) = tokio::task::spawn_blocking(|| peer.join().unwrap()).await.unwrap();
         assert_eq!(bytes, 50);
         assert!(talker == payload(6, 40_000));
+    });
+}
+
+#[test]
+fn what_was_said_before_a_fin_arrives_although_a_reset_came_behind_it() {
+    for backwards in [false, true] {
+        story(async || {
+            let mut pair = pair().await;
+            let Line { client, server, near, far } = pair.line().await;
+            let (first, mut second) = if backwards { (server, client) } else { (client, server) };
+            // What is said waits everywhere on the way, also in the socket that the carrier reads from.
+            let said = payload(5, 64 * MIB);
+            let mut written = 0;
+            while timeout(Duration::from_millis(500), first.writable()).await.is_ok() {
+                written += first.try_write(&said[written..][..16 << 10]).unwrap_or(0);
+            }
+            let mut heard = Vec::new();
+            let mut piece = vec![0; 16 << 10];
+            while unacknowledged(&first) > 0 {
+                second.read_exact(&mut piece).await.unwrap();
+                heard.extend_from_slice(&piece);
+                sleep(Duration::from_millis(20)).await;
+            }
+            assert!(heard.len() < written, "nothing waits any more");
+            drop(first);
+            // Nobody is there for this, which the kernel says by a reset.
+            sleep(Duration::from_millis(50)).await;
+            second.write_all(&payload(6, 1 << 10)).await.unwrap();
+            sleep(Duration::from_millis(200)).await;
+            second.read_to_end(&mut heard).await.unwrap();
+            assert!(heard == said[..written], "{} bytes of {written} arrived", heard.len());
+            // And then it is told, although it had read the end.
+            second.ready(tokio::io::Interest::ERROR).await.unwrap();
+            let ((near, _), (far, _)) = (near.await.unwrap(), far.await.unwrap());
+            let (told, passed_on) = if backwards { (far, near) } else { (near, far) };
+            assert_eq!(told, Ended::AppReset(ErrorKind::BrokenPipe));
+            assert_eq!(passed_on, Ended::PeerReset(Code::CANCEL));
+        });
+    }
+}
+
+#[test]
+fn a_reset_behind_a_fin_waits_for_what_was_said_before() {
+    story(async || {
+        let mut pair = pair().await;
+        // Less than the windows hold, so that all of it has left the near side when the reset comes. Some waits in the far carrier,
+        // some only in the sockets.
+        for length in [20 << 10, 30 << 10, 40 << 10, 50 << 10, 200 << 10] {
+            let Line { mut client, mut server, near, far } = pair.line_of(Some(16 << 10)).await;
+            let said = payload(7, length);
+            client.write_all(&said).await.unwrap();
+            client.shutdown().await.unwrap();
+            while unacknowledged(&client) > 0 {
+                sleep(Duration::from_millis(10)).await;
+            }
+            reset(client);
+            assert!(matches!(near.await.unwrap().0, Ended::AppReset(_)));
+            sleep(Duration::from_millis(200)).await;
+            let mut heard = Vec::new();
+            server.read_to_end(&mut heard).await.unwrap();
+            assert!(heard == said, "{} bytes of {length} arrived", heard.len());
+            server.ready(tokio::io::Interest::ERROR).await.unwrap();
+            assert_eq!(far.await.unwrap().0, Ended::PeerReset(Code::CANCEL));
+        }
     });
 }
