@@ -4,6 +4,7 @@
 //! and well-trodden.
 
 use std::cell::Cell;
+use std::convert::Infallible;
 use std::io;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -15,6 +16,7 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use tokio::net::TcpStream;
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_rustls::TlsStream;
@@ -344,8 +346,9 @@ impl Opened {
         // A reset is the end unless both were done: also when this is dropped, and when the process dies.
         reset_on_close(&app);
         let (app_fin, peer_fin) = (Fin::default(), Fin::default());
+        let left = Cell::new(None);
         let ended = {
-            let to_tunnel = to_tunnel(&app, &mut send, meter, &app_fin, share.place());
+            let to_tunnel = to_tunnel(&app, &mut send, meter, (&app_fin, &left), share.place());
             let to_app = to_app(&app, &mut receive, meter, &app_fin, &peer_fin, share.place());
             tokio::pin!(to_tunnel, to_app);
             tokio::select! {
@@ -372,12 +375,9 @@ impl Opened {
             Err(ended) => {
                 match ended {
                     Ended::AppReset(_) => {
-                        if app_fin.has_broken() {
-                            // A reset would throw away what still waits in h2's queue, the end included. The peer's end shows that it
-                            // has come through.
-                            let _ =
-                                timeout(DELIVERY, async { while let Some(Ok(_)) = receive.data().await {} })
-                                    .await;
+                        if let Some(left) = left.take() {
+                            // A reset throws away what still waits in h2's queue, the end included.
+                            let _ = timeout(DELIVERY, left).await;
                         }
                         send.send_reset(Reason::CANCEL);
                     }
@@ -400,7 +400,7 @@ async fn to_tunnel(
     app: &TcpStream,
     send: &mut SendStream<Bytes>,
     meter: &Counted<'_>,
-    app_fin: &Fin,
+    (app_fin, left): (&Fin, &Cell<Option<Left>>),
     mut place: Place,
 ) -> Result<(), Ended> {
     let mut chunk = FIRST_CHUNK;
@@ -431,7 +431,9 @@ async fn to_tunnel(
             Ok(0) => {
                 app_fin.set();
                 watch_half_closed(app);
-                return send.send_data(Bytes::new(), true).map_err(|cause| lost_while_sending(send, &cause));
+                let (end, gone) = end_stream();
+                left.set(Some(gone));
+                return send.send_data(end, true).map_err(|cause| lost_while_sending(send, &cause));
             }
             Ok(read) => {
                 turn.moved(read, read == room);
@@ -446,6 +448,23 @@ async fn to_tunnel(
             Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => {}
             Err(cause) => return Err(Ended::AppReset(cause.kind())),
         }
+    }
+}
+
+/// Ready when the END_STREAM it was made with has left h2's queue, where a reset would have thrown it away.
+type Left = oneshot::Receiver<Infallible>;
+
+/// The empty payload of an END_STREAM, whose end tells that h2 is done with it.
+struct EndStream(#[expect(dead_code, reason = "its drop is what it is for")] oneshot::Sender<Infallible>);
+
+fn end_stream() -> (Bytes, Left) {
+    let (held, left) = oneshot::channel();
+    (Bytes::from_owner(EndStream(held)), left)
+}
+
+impl AsRef<[u8]> for EndStream {
+    fn as_ref(&self) -> &[u8] {
+        &[]
     }
 }
 
