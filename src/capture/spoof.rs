@@ -10,7 +10,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -84,16 +84,20 @@ pub struct Spoofed {
 
 /// Waits until a connection that is under way is up.
 ///
+/// One that was up, and was reset before anybody looked, counts as up: the application has seen it, so it is not dialled again, and
+/// whoever uses the socket finds it broken. An application that is not there refuses.
+///
 /// # Errors
 /// The kernel's answer, or `TimedOut` after `deadline`.
 pub async fn connected(socket: std::net::TcpStream, deadline: Duration) -> io::Result<TcpStream> {
     let stream = TcpStream::from_std(socket)?;
     let late =
-        |_| io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {}s", deadline.as_secs()));
+        |_| io::Error::new(ErrorKind::TimedOut, format!("no answer within {}s", deadline.as_secs()));
     timeout(deadline, stream.writable()).await.map_err(late)??;
     match stream.take_error()? {
-        Some(cause) => Err(cause),
-        None => Ok(stream),
+        // A reset in answer to SYN is ECONNREFUSED (tcp_reset, Linux 6.18).
+        Some(cause) if !matches!(cause.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => Err(cause),
+        Some(_) | None => Ok(stream),
     }
 }
 
