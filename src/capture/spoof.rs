@@ -84,20 +84,17 @@ pub struct Spoofed {
 
 /// Waits until a connection that is under way is up.
 ///
-/// One that was up, and was reset before anybody looked, counts as up: the application has seen it, so it is not dialled again, and
-/// whoever uses the socket finds it broken. An application that is not there refuses.
-///
 /// # Errors
-/// The kernel's answer, or `TimedOut` after `deadline`.
+/// The kernel's answer, or `TimedOut` after `deadline`. `ConnectionReset`: it was up, and was reset before anybody looked; the
+/// application has seen it, so it is not to be dialled again. An application that is not there refuses (tcp_reset, Linux 6.18).
 pub async fn connected(socket: std::net::TcpStream, deadline: Duration) -> io::Result<TcpStream> {
     let stream = TcpStream::from_std(socket)?;
-    let late =
-        |_| io::Error::new(ErrorKind::TimedOut, format!("no answer within {}s", deadline.as_secs()));
+    let late = |_| io::Error::new(ErrorKind::TimedOut, format!("no answer within {}s", deadline.as_secs()));
     timeout(deadline, stream.writable()).await.map_err(late)??;
     match stream.take_error()? {
-        // A reset in answer to SYN is ECONNREFUSED (tcp_reset, Linux 6.18).
-        Some(cause) if !matches!(cause.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => Err(cause),
-        Some(_) | None => Ok(stream),
+        // Reset behind a FIN: what was said before is there to be read, and then the end.
+        Some(cause) if cause.kind() != ErrorKind::BrokenPipe => Err(cause),
+        _ => Ok(stream),
     }
 }
 

@@ -126,6 +126,15 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// How a connection ends whose server was dialled with this result: one that was up and reset at once has been seen by the
+    /// server, and is no failure to connect.
+    pub fn of_dial(cause: io::Error) -> Self {
+        match cause.kind() {
+            io::ErrorKind::ConnectionReset => Self::Reset { by: Side::Server, seen: Seen::Socket },
+            _ => Self::ConnectFailed(cause),
+        }
+    }
+
     /// One word for it, of a closed list.
     pub fn as_str(&self) -> &'static str {
         match self {

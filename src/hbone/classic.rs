@@ -175,7 +175,11 @@ impl Tunnel {
         let refused =
             cause.reason() == Some(Reason::REFUSED_STREAM) || (cause.is_go_away() && cause.is_remote());
         let text = cause.to_string();
-        if refused { OpenError::Refused(text) } else { OpenError::Lost(text) }
+        match cause.is_reset() {
+            _ if refused => OpenError::Refused(text),
+            true => OpenError::Reset(text),
+            false => OpenError::Lost(text),
+        }
     }
 }
 
@@ -374,12 +378,13 @@ impl Opened {
             }
             Err(ended) => {
                 match ended {
+                    // Dropped, the stream is reset behind what waits in h2's queue, the answer to the request included, which
+                    // `send_reset` would throw away. Behind our END_STREAM h2 would call the reset a server sends NO_ERROR.
                     Ended::AppReset(_) => {
                         if let Some(left) = left.take() {
-                            // A reset throws away what still waits in h2's queue, the end included.
                             let _ = timeout(DELIVERY, left).await;
+                            send.send_reset(Reason::CANCEL);
                         }
-                        send.send_reset(Reason::CANCEL);
                     }
                     Ended::PeerReset(_) if peer_fin.is_set() => delivered(&app).await,
                     _ => {}

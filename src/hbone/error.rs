@@ -60,9 +60,13 @@ pub enum OpenError {
     /// The peer did not take the stream: REFUSED_STREAM, or above the last stream id of its GOAWAY.
     #[error("h2 failed: {0}")]
     Refused(String),
-    /// The stream was reset before an answer, or the tunnel died.
+    /// The tunnel died before an answer.
     #[error("h2 failed: {0}")]
     Lost(String),
+    /// The peer reset the stream before an answer. It had taken it, so the application may have seen the connection: it is
+    /// not opened again.
+    #[error("h2 failed: {0}")]
+    Reset(String),
     /// No answer in time.
     #[error("no answer to CONNECT within {}s", .0.as_secs())]
     Timeout(Duration),
@@ -75,7 +79,7 @@ impl OpenError {
             Self::Handshake(HandshakeError::Draining) => false,
             Self::Handshake(_) | Self::Refused(_) | Self::Lost(_) => true,
             Self::Status(status) => *status == StatusCode::SERVICE_UNAVAILABLE,
-            Self::Timeout(_) => false,
+            Self::Reset(_) | Self::Timeout(_) => false,
         }
     }
 }

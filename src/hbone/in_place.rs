@@ -232,7 +232,7 @@ impl Tunnel {
                     Poll::Ready(Err(OpenError::Refused("the peer did not take the stream".into())))
                 }
                 Some(Ended::PeerReset(code)) => {
-                    Poll::Ready(Err(OpenError::Lost(format!("stream reset by the peer: {code}"))))
+                    Poll::Ready(Err(OpenError::Reset(format!("stream reset by the peer: {code}"))))
                 }
                 Some(Ended::TunnelLost(why)) => Poll::Ready(Err(OpenError::Lost(why.clone()))),
                 Some(Ended::Complete | Ended::AppReset(_)) => Poll::Ready(Err(lost())),

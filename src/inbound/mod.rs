@@ -364,8 +364,13 @@ impl Inbound {
         let app = match app {
             Ok(app) => app,
             Err(cause) => {
-                incoming.refuse(StatusCode::SERVICE_UNAVAILABLE);
-                return Err(Outcome::ConnectFailed(cause.into_io()));
+                let outcome = Outcome::of_dial(cause.into_io());
+                match outcome {
+                    // 503 would say that nobody has seen the connection, and have it opened again.
+                    Outcome::Reset { .. } => drop(incoming.accept(None)),
+                    _ => incoming.refuse(StatusCode::SERVICE_UNAVAILABLE),
+                }
+                return Err(outcome);
             }
         };
         record.stamp(Stage::Connect);

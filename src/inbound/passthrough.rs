@@ -107,7 +107,7 @@ impl Inbound {
             }
         };
         let upstream = tokio::select! {
-            upstream = self.dial(&admitted) => upstream.map_err(|cause| Outcome::ConnectFailed(cause.into_io())),
+            upstream = self.dial(&admitted) => upstream.map_err(|cause| Outcome::of_dial(cause.into_io())),
             cut = admitted.revoked() => Err(cut_short(cut)),
         };
         let upstream = match upstream {

@@ -163,7 +163,11 @@ impl Outbound {
                 let outcome = Outcome::ConnectFailed(io::Error::other(why));
                 Err(Failed { outcome, elsewhere: true })
             }
-            Err(cause) => Err(Failed { outcome: Outcome::ConnectFailed(cause), elsewhere: true }),
+            Err(cause) => {
+                let outcome = Outcome::of_dial(cause);
+                let elsewhere = !matches!(outcome, Outcome::Reset { .. });
+                Err(Failed { outcome, elsewhere })
+            }
         }
     }
 
@@ -324,7 +328,7 @@ fn failed(cause: OpenError, to: SocketAddr) -> Failed {
             }
         },
         OpenError::Status(status) => Outcome::Refused(status),
-        OpenError::Refused(cause) | OpenError::Lost(cause) => Outcome::Http2(cause),
+        OpenError::Refused(cause) | OpenError::Lost(cause) | OpenError::Reset(cause) => Outcome::Http2(cause),
         OpenError::Timeout(after) => {
             Outcome::Http2(format!("no answer to CONNECT within {}s", after.as_secs()))
         }

@@ -324,7 +324,7 @@ impl Carrier for Tunnels {
                 let (answer, ()) = tokio::join!(tunnel.open(&request), far);
                 let as_it_is = match (how, answer.map(drop)) {
                     (Vanishing::Refused, Err(OpenError::Status(StatusCode::SERVICE_UNAVAILABLE))) => Ok(()),
-                    (Vanishing::Unanswered, Err(OpenError::Lost(_) | OpenError::Refused(_))) => Ok(()),
+                    (Vanishing::Unanswered, Err(OpenError::Reset(_))) => Ok(()),
                     (_, answer) => Err(answer),
                 };
                 assert!(as_it_is.is_ok(), "{how:?}, and the near proxy is told {as_it_is:?}");

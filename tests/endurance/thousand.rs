@@ -74,6 +74,19 @@ impl<'a> Doors<'a> {
         let (accepted, _) = accept(&listener)?;
         Ok((dialled, accepted))
     }
+
+    /// Insists that nobody was dialled who had not dialled.
+    fn are_empty(&self) {
+        for (.., listener) in &self.doors {
+            let listener = listener.lock().unwrap();
+            listener.set_nonblocking(true).unwrap();
+            let more = listener.accept().map(|(_, from)| from);
+            assert!(
+                matches!(&more, Err(cause) if cause.kind() == ErrorKind::WouldBlock),
+                "an application was dialled more often than another dialled: {more:?}"
+            );
+        }
+    }
 }
 
 /// Does `story` for a thousand connections, some at a time, and insists that every one is as it has to be.
@@ -103,6 +116,7 @@ fn a_thousand(what: &str, story: impl Fn(usize, TcpStream, TcpStream) -> Result<
             });
         }
     });
+    doors.are_empty();
     let wrong = wrong.into_inner().unwrap();
     println!("{} of {THOUSAND} {what}, in {:?}", THOUSAND - wrong.len(), since.elapsed());
     assert!(wrong.is_empty(), "{} of {THOUSAND} were not: {wrong:#?}", wrong.len());

@@ -69,13 +69,15 @@ fn a_refusal_is_a_status_that_ends_the_stream_and_then_no_error() {
 }
 
 #[test]
-fn an_incoming_that_nobody_answers_is_lost_to_the_client() {
+fn an_incoming_that_nobody_answers_is_reset() {
     story(async || {
         let mut pair = pair().await;
         let request = request();
         let forget = async { drop(pair.incoming.recv().await.unwrap()) };
         let (lost, ()) = tokio::join!(pair.tunnel.open(&request), forget);
-        assert!(matches!(lost, Err(OpenError::Lost(_))));
+        let reset = lost.map(drop).unwrap_err();
+        assert!(matches!(reset, OpenError::Reset(_)), "{reset}");
+        assert!(!reset.may_try_elsewhere());
     });
 }
 
