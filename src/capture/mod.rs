@@ -12,7 +12,7 @@ pub mod rules;
 mod spoof;
 
 pub use accept::{Accepted, Acceptor, Unanswered};
-pub use pod::{Config, Listeners, Pod, Unproven};
+pub use pod::{Config, Crowded, Listeners, Pod, Unproven};
 pub use spoof::{Downstream, SpoofError, Spoofed, connected};
 
 /// Port of the listener that the pod's outgoing connections are redirected to.

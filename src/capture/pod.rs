@@ -1,9 +1,11 @@
 //! One pod as the data path sees it: its namespace, its name, its listeners, and how its sockets are made.
 
+use std::collections::HashMap;
+use std::collections::hash_map::{Entry, RandomState};
 use std::io;
-use std::net::TcpListener;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::net::{IpAddr, TcpListener};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::spoof::Downstreams;
 use super::{OUTBOUND_PORT, PLAINTEXT_PORT, TUNNEL_PORT};
@@ -12,6 +14,9 @@ use crate::net::{Netns, TargetAddr};
 
 /// Peers of one pod that may be in their handshake at a time.
 const UNPROVEN: usize = 512;
+/// Of these, from one address. Until a peer has proven who it is, its address is all there is to tell it from others; one that
+/// stands for many (a gateway, SNAT) needs a place for milliseconds, and one that says nothing for 5 s.
+const UNPROVEN_OF_SOURCE: usize = 64;
 
 /// How sockets in pods are made.
 #[derive(Clone, Debug)]
@@ -50,8 +55,28 @@ pub struct Pod {
     pub(super) congestion: Option<&'static str>,
     pub(super) downstreams: Downstreams,
     ended: AtomicBool,
-    /// Tunnels to the pod that have not proven who they are.
-    unproven: AtomicUsize,
+    unproven: Mutex<Strangers>,
+}
+
+/// Tunnels to a pod whose peers have not proven who they are.
+#[derive(Debug, Default)]
+struct Strangers {
+    all: usize,
+    /// By address. One that has none is not in it.
+    by_source: HashMap<IpAddr, usize, RandomState>,
+}
+
+/// Why a peer may not begin its handshake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Crowded {
+    /// The pod's places are taken.
+    #[error("{UNPROVEN} peers of this pod are in their TLS handshake, which is the limit")]
+    Pod,
+    /// Those that one address may have are taken.
+    #[error(
+        "{UNPROVEN_OF_SOURCE} connections from {0} to this pod are in their TLS handshake, which is the limit"
+    )]
+    Source(IpAddr),
 }
 
 /// A pod's listeners, bound and listening, in no reactor.
@@ -109,7 +134,7 @@ impl Pod {
             congestion,
             downstreams: Downstreams::default(),
             ended: AtomicBool::new(false),
-            unproven: AtomicUsize::new(0),
+            unproven: Mutex::default(),
         };
         Ok((pod, listeners))
     }
@@ -120,12 +145,27 @@ impl Pod {
         self.ended.store(true, Ordering::Release);
     }
 
-    /// Takes one of the pod's places for peers that have not proven who they are; `None` when all are taken. One
-    /// pod's callers cannot use up what the handshakes of all pods share.
-    pub fn admit_unproven(self: &Arc<Self>) -> Option<Unproven> {
-        let place = Unproven(self.clone());
-        // Counted first, then compared: two takers of the last place cannot both get it.
-        (self.unproven.fetch_add(1, Ordering::Relaxed) < UNPROVEN).then_some(place)
+    /// Takes one of the pod's places for peers that have not proven who they are. One pod's callers cannot use up what the
+    /// handshakes of all pods share, and no address what the callers of a pod share.
+    ///
+    /// # Errors
+    /// [`Crowded`]: which of the two has none left.
+    pub fn admit_unproven(self: &Arc<Self>, source: IpAddr) -> Result<Unproven, Crowded> {
+        let mut strangers = self.strangers();
+        if strangers.all >= UNPROVEN {
+            return Err(Crowded::Pod);
+        }
+        let of_source = strangers.by_source.entry(source).or_default();
+        if *of_source >= UNPROVEN_OF_SOURCE {
+            return Err(Crowded::Source(source));
+        }
+        *of_source += 1;
+        strangers.all += 1;
+        Ok(Unproven { pod: self.clone(), source })
+    }
+
+    fn strangers(&self) -> MutexGuard<'_, Strangers> {
+        self.unproven.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the pod is served no more, so that nothing new may be begun for it.
@@ -145,10 +185,20 @@ impl Pod {
 
 /// One peer that has not proven who it is. Its place is free again when this is dropped.
 #[derive(Debug)]
-pub struct Unproven(Arc<Pod>);
+pub struct Unproven {
+    pod: Arc<Pod>,
+    source: IpAddr,
+}
 
 impl Drop for Unproven {
     fn drop(&mut self) {
-        self.0.unproven.fetch_sub(1, Ordering::Relaxed);
+        let mut strangers = self.pod.strangers();
+        strangers.all -= 1;
+        if let Entry::Occupied(mut of_source) = strangers.by_source.entry(self.source) {
+            *of_source.get_mut() -= 1;
+            if *of_source.get() == 0 {
+                of_source.remove();
+            }
+        }
     }
 }

@@ -126,7 +126,7 @@ mod tests {
     use std::net::IpAddr;
 
     use super::*;
-    use crate::capture::Config;
+    use crate::capture::{Config, Crowded};
     use crate::mesh::testing::{Mesh, identity, mesh, uid};
     use crate::net::Netns;
     use crate::net::socket::Transparent;
@@ -195,12 +195,27 @@ mod tests {
 
     #[test]
     fn one_pods_unproven_peers_have_places_that_run_out_and_come_back() {
-        let (full, other) = (pod("cart"), pod("db"));
-        let mut places: Vec<_> = std::iter::from_fn(|| full.admit_unproven()).take(10_000).collect();
-        assert!((1..10_000).contains(&places.len()), "{} places", places.len());
-        assert!(full.admit_unproven().is_none() && other.admit_unproven().is_some());
+        let (full, other) = (&pod("cart"), pod("db"));
+        let all_of = |source: IpAddr| std::iter::from_fn(move || full.admit_unproven(source).ok());
+        let [first, second] = [1, 2].map(|last| IpAddr::from([10, 9, 0, last]));
+        let mut places: Vec<_> = all_of(first).take(10_000).collect();
+        let of_one = places.len();
+        assert!((1..1_000).contains(&of_one), "{of_one} places for one address");
+        // Another address, and another pod, have as many all the same.
+        assert_eq!(full.admit_unproven(first).err(), Some(Crowded::Source(first)));
+        places.extend(all_of(second).take(10_000));
+        assert_eq!(places.len(), 2 * of_one);
+        assert!(other.admit_unproven(first).is_ok());
+        // Many addresses together cannot have more than the pod has.
+        places.extend((0..=255).flat_map(|last| all_of([10, 9, 1, last].into())));
+        assert!((2 * of_one..10_000).contains(&places.len()), "{} places", places.len());
+        assert_eq!(full.admit_unproven([10, 9, 2, 1].into()).err(), Some(Crowded::Pod));
+        // What is given back can be taken again, by whoever has less than its part.
         places.pop();
-        assert!(full.admit_unproven().is_some());
+        assert_eq!(full.admit_unproven(first).err(), Some(Crowded::Source(first)));
+        places.push(full.admit_unproven([10, 9, 2, 1].into()).expect("one place is free"));
+        drop(places);
+        assert_eq!(all_of(first).take(10_000).collect::<Vec<_>>().len(), of_one);
     }
 
     #[test]

@@ -212,9 +212,9 @@ impl Inbound {
     }
 
     async fn secure(&self, pod: &Arc<Pod>, accepted: Accepted) -> Result<Secured, (Refusal, String)> {
-        let _place = pod.admit_unproven().ok_or_else(|| {
-            (Refusal::OverBudget, "too many peers of this pod are in their TLS handshake".to_owned())
-        })?;
+        let _place = pod
+            .admit_unproven(accepted.client.ip())
+            .map_err(|crowded| (Refusal::OverBudget, crowded.to_string()))?;
         let local = self.hands.workload(pod).await.map_err(|why| (Refusal::UnknownWorkload, why))?;
         let identity = local.identity().map_err(|cause| (Refusal::UnknownWorkload, cause.to_string()))?;
         let credentials = self
