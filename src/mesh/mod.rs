@@ -7,6 +7,7 @@
 
 mod build;
 mod cidr;
+mod model;
 mod names;
 mod publish;
 mod service;
@@ -18,6 +19,7 @@ mod tests;
 mod workload;
 
 pub use build::Builder;
+pub use model::{Change, Model};
 pub use names::{Destination, GatewayAddress, NetworkAddress, Ports, ServiceKey};
 pub use publish::{Handle, Publisher};
 pub use service::{
