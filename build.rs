@@ -4,8 +4,10 @@ use std::process::Command;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let descriptors = protox::compile(["proto/zds.proto"], ["proto"])?;
-    prost_build::Config::new().compile_fds(descriptors)?;
+    let files = ["zds", "xds", "workload", "authorization"].map(|name| format!("proto/{name}.proto"));
+    let descriptors = protox::compile(files, ["proto"])?;
+    // Bytes are slices of the message that they came in.
+    prost_build::Config::new().bytes(["."]).compile_fds(descriptors)?;
 
     // A source tree without git, or without its history, still builds.
     println!("cargo:rerun-if-changed=.git/HEAD");

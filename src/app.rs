@@ -15,11 +15,12 @@ use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::{AbortHandle, LocalSet};
 
 use crate::capture::{self, Pod};
 use crate::config::{Authority, Config, MeshSource};
+use crate::discovery::xds;
 use crate::hbone::{Handshakes, Placement, WorkerId};
 use crate::identity::{Clock, EmbeddedCa, Keeper, RootError, Store, Tls, TlsPolicy, Wanted};
 use crate::mesh::Handle;
@@ -79,13 +80,7 @@ pub fn run(config: Config) -> Result<(), Error> {
     raise_open_files();
     let pages = Pages::bind(&config)?;
 
-    let source = match &config.mesh {
-        MeshSource::File(path) => discovery::Source::File(path.clone()),
-        MeshSource::Inline(text) => discovery::Source::Inline(text.clone()),
-    };
-    let node = config.node.as_deref().map(Arc::from);
-    let (discovery, mesh) =
-        discovery::start(discovery::Config { source, node, unknown_policy: config.unknown_policy })?;
+    let Follower { follow, stop: stop_discovery, mesh, synced } = Follower::start(&config, &registry)?;
 
     let clock = Clock::system();
     let Authority::Embedded { directory } = &config.authority;
@@ -127,14 +122,11 @@ pub fn run(config: Config) -> Result<(), Error> {
     }
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Thread)?;
-    let stop_discovery = discovery.stopper();
-    let discovery = std::thread::Builder::new()
-        .name("discovery".into())
-        .spawn(move || discovery.run())
-        .map_err(Error::Thread)?;
-    let service = Service { config, registry, levels: logs.levels(), mesh, store };
+    let discovery =
+        std::thread::Builder::new().name("discovery".into()).spawn(follow).map_err(Error::Thread)?;
+    let service = Service { config, registry, levels: logs.levels(), mesh, synced, store };
     LocalSet::new().block_on(&runtime, service.run(fleet, pages, keeper));
-    stop_discovery.stop();
+    stop_discovery();
     if discovery.join().is_err() {
         tracing::error!("the discovery thread panicked");
     }
@@ -143,23 +135,70 @@ pub fn run(config: Config) -> Result<(), Error> {
     Ok(())
 }
 
+/// Who keeps the mesh as its source has it.
+struct Follower {
+    /// What its thread does.
+    follow: Box<dyn FnOnce() + Send>,
+    /// Ends that.
+    stop: Box<dyn FnOnce()>,
+    mesh: Handle,
+    /// Whether the whole mesh has been told.
+    synced: watch::Receiver<bool>,
+}
+
+impl Follower {
+    fn start(config: &Config, registry: &Registry) -> Result<Self, discovery::Error> {
+        let (node, unknown_policy) = (config.node.as_deref().map(Arc::from), config.unknown_policy);
+        let source = match &config.mesh {
+            MeshSource::File(path) => discovery::Source::File(path.clone()),
+            MeshSource::Inline(text) => discovery::Source::Inline(text.clone()),
+            MeshSource::Control(config) => {
+                let metrics = xds::Metrics::new(registry);
+                let (xds, mesh, synced, stop) = xds::start((**config).clone(), node, unknown_policy, metrics);
+                let follow = Box::new(move || {
+                    if let Err(cause) = xds.run() {
+                        tracing::error!(%cause, "discovery cannot run");
+                    }
+                });
+                return Ok(Self { follow, stop: Box::new(move || _ = stop.send(())), mesh, synced });
+            }
+        };
+        let (discovery, mesh) = discovery::start(discovery::Config { source, node, unknown_policy })?;
+        let stop = discovery.stopper();
+        // It was read, or there would be nothing here.
+        let (_, synced) = watch::channel(true);
+        Ok(Self {
+            follow: Box::new(move || discovery.run()),
+            stop: Box::new(move || stop.stop()),
+            mesh,
+            synced,
+        })
+    }
+}
+
 /// What the service thread holds.
 struct Service {
     config: Config,
     registry: Registry,
     levels: Levels,
     mesh: Handle,
+    synced: watch::Receiver<bool>,
     store: Store,
 }
 
 impl Service {
     async fn run(self, fleet: Fleet, pages: Pages, keeper: Keeper) {
-        let Self { config, registry, levels, mesh, store } = self;
+        let Self { config, registry, levels, mesh, mut synced, store } = self;
         tokio::task::spawn_local(keeper.run());
 
         let readiness = Readiness::default();
-        // The mesh was read before this thread came here: without it the process would not have started.
-        readiness.task("state manager").done();
+        let told = readiness.task("state manager");
+        tokio::task::spawn_local(async move {
+            // Who follows the mesh goes at the end of the process.
+            if synced.wait_for(|synced| *synced).await.is_ok() {
+                told.done();
+            }
+        });
         let pods_ready = readiness.task("workload proxy manager");
         let quit = Arc::new(Notify::new());
         let console = admin::Console {

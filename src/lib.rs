@@ -18,6 +18,7 @@
 //! mesh                                 workloads and services, an immutable snapshot
 //! policy                               rules, facts, verdicts
 //! identity                             names and their proof
+//! control                              the way to the control plane
 //! plain · net · telemetry              states written down; the kernel; the numbers and the lines
 //! ```
 
@@ -25,7 +26,7 @@ pub mod admin;
 pub mod app;
 pub mod capture;
 pub mod config;
-
+pub mod control;
 pub mod demo;
 pub mod discovery;
 pub mod flow;

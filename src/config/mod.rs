@@ -7,13 +7,17 @@
 pub mod read;
 pub mod source;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use read::{Complaints, Reader};
 use source::Source;
 
+use crate::control::{self, Address, Roots, Token};
+use crate::discovery::xds;
 use crate::hbone::{self, Carrier};
+use crate::identity::{Clock, Tls, TlsPolicy};
 use crate::net::socket::{Keepalive, Transparent};
 use crate::policy::UnknownPolicy;
 
@@ -71,12 +75,14 @@ pub struct Config {
 }
 
 /// Where the mesh is described.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum MeshSource {
     /// A file, watched (`LOCAL_XDS_PATH`).
     File(PathBuf),
     /// The text itself (`LOCAL_XDS`).
     Inline(String),
+    /// With the control plane (`XDS_ADDRESS`).
+    Control(Box<xds::Config>),
 }
 
 /// Who issues certificates.
@@ -99,6 +105,13 @@ pub const KNOWN: &[&str] = &[
     "NETWORK",
     "LOCAL_XDS_PATH",
     "LOCAL_XDS",
+    "XDS_ADDRESS",
+    "XDS_ROOT_CA",
+    "ALT_XDS_HOSTNAME",
+    "AUTH_TOKEN",
+    "POD_NAME",
+    "POD_NAMESPACE",
+    "INSTANCE_IP",
     "ADIT_CA",
     "ADIT_CA_DIR",
     "TRUST_DOMAIN",
@@ -154,13 +167,14 @@ pub fn load(source: &impl Source) -> Result<Config, Complaints> {
     let network = env.or("NETWORK", read::any, String::new());
     let istio_version = env.or("ISTIO_META_ISTIO_VERSION", read::any, "unknown".into());
 
-    let mesh = mesh(&mut env);
+    let pqc_only = env.or("COMPLIANCE_POLICY", |text| Ok(text == "pqc"), false);
+    let tls12 = env.or("TLS12_ENABLED", |text| Ok(text == "true"), false);
+    let who = Who { node: node.clone(), cluster: cluster.clone(), cluster_id: cluster_id.clone() };
+    let mesh = mesh(&mut env, who, Tls { tls12, pqc_only, ..Tls::default() });
     let authority = authority(&mut env);
     let trust_domain = env.or("TRUST_DOMAIN", read::text, "cluster.local".into());
     let certificate_ttl =
         env.or("SECRET_TTL", at_least(Duration::from_secs(60)), Duration::from_secs(86_400));
-    let pqc_only = env.or("COMPLIANCE_POLICY", |text| Ok(text == "pqc"), false);
-    let tls12 = env.or("TLS12_ENABLED", |text| Ok(text == "true"), false);
 
     env.optional("CRL_PATH", |text| match text {
         "" => Ok(()),
@@ -246,24 +260,93 @@ fn at_least(shortest: Duration) -> impl Fn(&str) -> Result<Duration, String> {
     }
 }
 
-fn mesh(env: &mut Reader<'_, impl Source>) -> Option<MeshSource> {
+/// What several settings say of who this process is.
+struct Who {
+    node: Option<String>,
+    cluster: Option<String>,
+    cluster_id: String,
+}
+
+fn mesh(env: &mut Reader<'_, impl Source>, who: Who, tls: Tls) -> Option<MeshSource> {
     let file = env.optional("LOCAL_XDS_PATH", path);
     let inline = env.optional("LOCAL_XDS", read::text);
-    match (file, inline) {
-        (Some(file), None) => Some(MeshSource::File(file)),
-        (None, Some(text)) => Some(MeshSource::Inline(text)),
-        (Some(_), Some(_)) => {
-            env.complain("LOCAL_XDS_PATH and LOCAL_XDS are both set: unset one of them".into());
-            None
+    // Empty switches it off, as in the reference.
+    let address = env.optional("XDS_ADDRESS", |text| match text {
+        "" => Ok(None),
+        _ => Address::parse(text).map(Some),
+    });
+    let address = address.flatten();
+    match (file, inline, address) {
+        (Some(file), None, None) => Some(MeshSource::File(file)),
+        (None, Some(text), None) => Some(MeshSource::Inline(text)),
+        (None, None, Some(address)) => {
+            Some(MeshSource::Control(Box::new(control_plane(env, address, who, tls))))
         }
-        (None, None) => {
+        (None, None, None) => {
             env.complain(
-                "the mesh is described nowhere: set LOCAL_XDS_PATH to a file of workloads, services and policies \
-                 (this version does not fetch them from a control plane)"
+                "the mesh is described nowhere: set XDS_ADDRESS to the control plane, such as \
+                 https://istiod.istio-system.svc:15012, or LOCAL_XDS_PATH to a file of workloads, services and policies"
                     .into(),
             );
             None
         }
+        _ => {
+            env.complain(
+                "of LOCAL_XDS_PATH, LOCAL_XDS and XDS_ADDRESS several are set: unset all but one".into(),
+            );
+            None
+        }
+    }
+}
+
+/// Where the stock chart mounts the root of the control plane, and the token.
+const ROOT: &str = "./var/run/secrets/istio/root-cert.pem";
+const TOKEN: &str = "./var/run/secrets/tokens/istio-token";
+
+fn control_plane(env: &mut Reader<'_, impl Source>, address: Address, who: Who, tls: Tls) -> xds::Config {
+    let header =
+        |text: &str| text.parse().map_err(|_| "it has characters that a header may not have".to_owned());
+    let mut headers = Vec::new();
+    for (name, value) in env.family("XDS_HEADER_", header) {
+        match name.to_ascii_lowercase().parse() {
+            Ok(name) => headers.push((name, value)),
+            Err(_) => env.complain(format!("XDS_HEADER_{name}: this is no name of a header; rename it")),
+        }
+    }
+    let token = |text: &str| match text {
+        "" => Err("it is empty; give a path or a token, or unset it".to_owned()),
+        path if std::path::Path::new(path).exists() => Ok(Token::File(path.into())),
+        literal => Ok(Token::Literal(literal.into())),
+    };
+    let chart = if std::path::Path::new(TOKEN).exists() { Token::File(TOKEN.into()) } else { Token::None };
+    let mut more: BTreeMap<String, serde_json::Value> = env
+        .family("ISTIO_META_", read::any)
+        .into_iter()
+        .map(|(key, text)| (key, serde_json::Value::String(text)))
+        .collect();
+    let json = |text: &str| serde_json::from_str(text).map_err(|cause| format!("this is no JSON: {cause}"));
+    more.extend(env.family("ISTIO_METAJSON_", json));
+    let (provider, versions) = TlsPolicy::new(tls, Clock::system()).parameters();
+    xds::Config {
+        control: control::Config {
+            address,
+            alternative: env.optional("ALT_XDS_HOSTNAME", read::text),
+            roots: env.or("XDS_ROOT_CA", Roots::parse, Roots::File(ROOT.into())),
+            token: env.or("AUTH_TOKEN", token, chart),
+            cluster: who.cluster.clone().unwrap_or(who.cluster_id),
+            headers,
+            provider,
+            versions,
+        },
+        node: xds::Node {
+            name: env.or("POD_NAME", read::any, String::new()),
+            namespace: env.or("POD_NAMESPACE", read::any, String::new()),
+            // An address, which the control plane insists on.
+            ip: env.or("INSTANCE_IP", read::text, "1.1.1.1".into()),
+            node: who.node,
+            cluster: who.cluster,
+            more,
+        },
     }
 }
 

@@ -50,6 +50,16 @@ impl<'a, S: Source> Reader<'a, S> {
         self.optional(name, parse).unwrap_or(default)
     }
 
+    /// The values of all variables that begin with `prefix`, by the rest of their names; what is wrong is remembered.
+    pub fn family<T>(&mut self, prefix: &str, parse: impl Fn(&str) -> Result<T, String>) -> Vec<(String, T)> {
+        let names = self.source.names(prefix);
+        let one = |name: String| {
+            let value = self.optional(&name, &parse)?;
+            Some((name[prefix.len()..].to_owned(), value))
+        };
+        names.into_iter().filter_map(one).collect()
+    }
+
     /// Remembers a complaint about several settings together.
     pub fn complain(&mut self, complaint: String) {
         self.complaints.push(complaint);

@@ -9,6 +9,8 @@ use serde_saphyr::{MessageFormatter, UserMessageFormatter};
 pub trait Source {
     /// The text of `name`, an environment variable's name.
     fn text(&self, name: &str) -> Option<String>;
+    /// The names of variables that begin with `prefix`. Only the environment has such families of names.
+    fn names(&self, prefix: &str) -> Vec<String>;
     /// How a complaint names the place of `name`: the variable, or file and key.
     fn place(&self, name: &str) -> String {
         name.to_owned()
@@ -28,11 +30,24 @@ impl Source for Environment {
     fn text(&self, name: &str) -> Option<String> {
         std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
     }
+
+    fn names(&self, prefix: &str) -> Vec<String> {
+        let mut names: Vec<String> = std::env::vars_os()
+            .map(|(name, _)| name.to_string_lossy().into_owned())
+            .filter(|name| name.starts_with(prefix))
+            .collect();
+        names.sort_unstable();
+        names
+    }
 }
 
 impl Source for BTreeMap<&str, &str> {
     fn text(&self, name: &str) -> Option<String> {
         self.get(name).map(|value| (*value).to_owned())
+    }
+
+    fn names(&self, prefix: &str) -> Vec<String> {
+        self.keys().filter(|name| name.starts_with(prefix)).map(|name| (*name).to_owned()).collect()
     }
 }
 
@@ -95,6 +110,10 @@ impl<S: Source> Layered<S> {
 impl<S: Source> Source for Layered<S> {
     fn text(&self, name: &str) -> Option<String> {
         self.above.text(name).or_else(|| self.values.get(&key_of(name)).cloned())
+    }
+
+    fn names(&self, prefix: &str) -> Vec<String> {
+        self.above.names(prefix)
     }
 
     fn place(&self, name: &str) -> String {

@@ -1,7 +1,7 @@
 //! Where the mesh comes from: reads it, builds a snapshot, publishes it by one pointer swap.
 //!
-//! The source is a file of workloads, services and policies (`LOCAL_XDS_PATH`), read again when it changes, or
-//! the same text given inline (`LOCAL_XDS`), read once. A text is taken whole or not at all: what it says wrong
+//! The source is the control plane (`XDS_ADDRESS`; [`xds`]), or a file of workloads, services and policies (`LOCAL_XDS_PATH`), read
+//! again when it changes, or the same text given inline (`LOCAL_XDS`), read once. A text is taken whole or not at all: what it says wrong
 //! is told with its place, and the last good snapshot stays. What the objects mean is `mesh`'s and `policy`'s
 //! matter. One per process, on a thread of its own, so that reading a large file stops no connection. Why so strict:
 //! `docs/decisions/0007-mesh-file-strictness.md`.
@@ -13,6 +13,7 @@ mod shape;
 #[cfg(test)]
 mod tests;
 mod watch;
+pub mod xds;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -77,6 +77,11 @@ impl TlsPolicy {
         }))
     }
 
+    /// Suites, key exchange and versions, for TLS with others than the mesh.
+    pub fn parameters(&self) -> (Arc<CryptoProvider>, &'static [&'static SupportedProtocolVersion]) {
+        (self.0.provider.clone(), self.0.versions)
+    }
+
     /// The clock by which validity is judged.
     pub fn clock(&self) -> &Clock {
         &self.0.clock

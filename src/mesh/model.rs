@@ -74,6 +74,11 @@ impl Model {
         }
     }
 
+    /// Whether there is a policy of this name.
+    pub fn has_policy(&self, key: &PolicyKey) -> bool {
+        self.policies.contains_key(key)
+    }
+
     /// The mesh as it is now.
     pub fn snapshot(&self) -> Snapshot {
         let mut builder = Builder::new(self.node.clone(), self.unknown_policy);
