@@ -17,7 +17,7 @@ use crate::policy::{Policies, Policy, PolicyKey, PolicySet, UnknownPolicy};
 pub struct Builder {
     node: Option<Arc<str>>,
     unknown_policy: UnknownPolicy,
-    workloads: Vec<(Arc<Workload>, Vec<Ports>)>,
+    workloads: Vec<(Arc<Workload>, Arc<[Ports]>)>,
     services: Vec<Arc<Service>>,
     endpoints: HashMap<ServiceKey, Vec<Endpoint>>,
     policies: Policies,
@@ -39,14 +39,23 @@ impl Builder {
     /// Adds a workload that stands behind `services`, with its own ports there. Services that never come leave
     /// no trace but the workload's own list.
     pub fn workload(&mut self, fields: WorkloadFields, services: Vec<(ServiceKey, Ports)>) {
-        let (keys, ports): (Vec<_>, Vec<_>) = services.into_iter().unzip();
-        let fields = WorkloadFields { services: keys.into(), ..fields };
-        self.workloads.push((Arc::new(Workload::new(fields)), ports));
+        let (workload, ports) = standing_behind(fields, services);
+        self.shared_workload(workload, ports);
+    }
+
+    /// As [`Builder::workload`], of one that is shared with other snapshots; `ports` are in the order of its services.
+    pub(super) fn shared_workload(&mut self, workload: Arc<Workload>, ports: Arc<[Ports]>) {
+        self.workloads.push((workload, ports));
     }
 
     /// Adds a service.
     pub fn service(&mut self, service: Service) {
-        self.services.push(Arc::new(service));
+        self.shared_service(Arc::new(service));
+    }
+
+    /// As [`Builder::service`], of one that is shared with other snapshots.
+    pub(super) fn shared_service(&mut self, service: Arc<Service>) {
+        self.services.push(service);
     }
 
     /// Puts the workload with this uid behind a service, unless the workload itself says how it stands there.
@@ -60,6 +69,11 @@ impl Builder {
         self.policies.insert(policy);
     }
 
+    /// These are the policies.
+    pub(super) fn policies(&mut self, policies: Policies) {
+        self.policies = policies;
+    }
+
     /// Makes the snapshot.
     pub fn build(self) -> Snapshot {
         let mut endpoints = self.endpoints;
@@ -67,7 +81,7 @@ impl Builder {
         let workloads: Vec<Arc<Workload>> = workloads
             .into_iter()
             .map(|(workload, ports)| {
-                for (key, ports) in workload.services.iter().zip(ports) {
+                for (key, ports) in workload.services.iter().zip(ports.iter().cloned()) {
                     let uid = Arc::clone(&workload.uid);
                     let endpoint = Endpoint { uid, ports, status: workload.status, workload: None };
                     endpoints.entry(key.clone()).or_default().push(endpoint);
@@ -181,6 +195,16 @@ impl Snapshot {
         let binding = self.policies.applicable(&workload.namespace, &workload.authorization_policies);
         PolicySet::compile(binding.policies, binding.missing, self.unknown_policy)
     }
+}
+
+/// A workload that stands behind `services`, and its own ports there.
+pub(super) fn standing_behind(
+    fields: WorkloadFields,
+    services: Vec<(ServiceKey, Ports)>,
+) -> (Arc<Workload>, Arc<[Ports]>) {
+    let (keys, ports): (Vec<_>, Vec<_>) = services.into_iter().unzip();
+    let fields = WorkloadFields { services: keys.into(), ..fields };
+    (Arc::new(Workload::new(fields)), ports.into())
 }
 
 /// Drops all but the last object of each key, and keeps the order of those that stay.

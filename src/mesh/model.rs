@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::build::Builder;
+use super::build::{Builder, standing_behind};
 use super::names::{Ports, ServiceKey};
 use super::service::Service;
 use super::snapshot::Snapshot;
-use super::workload::WorkloadFields;
-use crate::policy::{Policy, PolicyKey, UnknownPolicy};
+use super::workload::{Workload, WorkloadFields};
+use crate::policy::{Policies, Policy, PolicyKey, UnknownPolicy};
 
 /// One thing that is new, other than before, or gone.
 #[derive(Clone, Debug)]
@@ -31,9 +31,17 @@ pub struct Model {
     node: Option<Arc<str>>,
     unknown_policy: UnknownPolicy,
     next: u64,
-    workloads: HashMap<Arc<str>, (u64, WorkloadFields, Vec<(ServiceKey, Ports)>)>,
-    services: HashMap<Arc<str>, (u64, Service)>,
-    policies: HashMap<PolicyKey, Policy>,
+    workloads: HashMap<Arc<str>, Standing>,
+    services: HashMap<Arc<str>, (u64, Arc<Service>)>,
+    policies: Policies,
+}
+
+/// A workload, and its own ports behind its services.
+#[derive(Debug)]
+struct Standing {
+    nth: u64,
+    workload: Arc<Workload>,
+    ports: Arc<[Ports]>,
 }
 
 impl Model {
@@ -45,7 +53,7 @@ impl Model {
             next: 0,
             workloads: HashMap::new(),
             services: HashMap::new(),
-            policies: HashMap::new(),
+            policies: Policies::default(),
         }
     }
 
@@ -55,13 +63,15 @@ impl Model {
             self.next += 1;
             match change {
                 Change::Workload(fields, services) => {
-                    self.workloads.insert(Arc::clone(&fields.uid), (self.next, *fields, services));
+                    let uid = Arc::clone(&fields.uid);
+                    let (workload, ports) = standing_behind(*fields, services);
+                    self.workloads.insert(uid, Standing { nth: self.next, workload, ports });
                 }
                 Change::Service(service) => {
-                    self.services.insert(service.key.to_string().into(), (self.next, *service));
+                    self.services.insert(service.key.to_string().into(), (self.next, Arc::from(service)));
                 }
                 Change::Policy(policy) => {
-                    self.policies.insert(policy.key.clone(), policy);
+                    self.policies.insert(policy);
                 }
                 Change::RemoveAddress(name) => {
                     self.workloads.remove(&name);
@@ -76,23 +86,24 @@ impl Model {
 
     /// Whether there is a policy of this name.
     pub fn has_policy(&self, key: &PolicyKey) -> bool {
-        self.policies.contains_key(key)
+        self.policies.has(key)
     }
 
     /// The mesh as it is now.
     pub fn snapshot(&self) -> Snapshot {
         let mut builder = Builder::new(self.node.clone(), self.unknown_policy);
         let mut workloads: Vec<_> = self.workloads.values().collect();
-        workloads.sort_by_key(|(nth, ..)| *nth);
-        for (_, fields, services) in workloads {
-            builder.workload(fields.clone(), services.clone());
+        // What came last counts where several want one place.
+        workloads.sort_unstable_by_key(|standing| standing.nth);
+        for Standing { workload, ports, .. } in workloads {
+            builder.shared_workload(Arc::clone(workload), Arc::clone(ports));
         }
         let mut services: Vec<_> = self.services.values().collect();
-        services.sort_by_key(|(nth, _)| *nth);
+        services.sort_unstable_by_key(|(nth, _)| *nth);
         for (_, service) in services {
-            builder.service(service.clone());
+            builder.shared_service(Arc::clone(service));
         }
-        self.policies.values().for_each(|policy| builder.policy(policy.clone()));
+        builder.policies(self.policies.clone());
         builder.build()
     }
 }

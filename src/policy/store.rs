@@ -40,6 +40,11 @@ impl Policies {
         self.by_key.remove(key)
     }
 
+    /// Whether there is a policy called `key`.
+    pub fn has(&self, key: &PolicyKey) -> bool {
+        self.by_key.contains_key(key)
+    }
+
     /// Every policy, in key order.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Policy>> {
         self.by_key.values()

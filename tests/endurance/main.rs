@@ -9,6 +9,7 @@
 mod bulk;
 mod busy;
 mod churn;
+mod control;
 mod ends;
 mod lifecycle;
 mod many;

@@ -51,6 +51,15 @@ impl Stage {
 
     /// As [`Stage::new`], with a change to how the proxies are started.
     pub fn tuned(tune: impl Fn(Launch) -> Launch) -> Self {
+        Self::prepared(|_, _, _| (), |launch, _, ()| tune(launch)).0
+    }
+
+    /// As [`Stage::tuned`], with something that is made when there are nodes and pods, and no proxies yet; in a directory that lives
+    /// as long as the stage.
+    pub fn prepared<T>(
+        prepare: impl FnOnce(&World, &Path, [&Pod; 3]) -> T,
+        tune: impl Fn(Launch, Side, &T) -> Launch,
+    ) -> (Self, T) {
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let mut world = World::new().unwrap_or_else(|cause| panic!("{}; run this as root", cause.story()));
         let mut pod = |side, namespace, name, membership| {
@@ -65,9 +74,10 @@ impl Stage {
         let plain = pod(Side::One, "legacy", "plain", Membership::Outside);
         let place = tempfile::tempdir().unwrap();
         MeshFile::new([&client, &server, &plain]).save(&mesh_path(&place)).unwrap();
+        let prepared = prepare(&world, place.path(), [&client, &server, &plain]);
         let start = |side: Side| {
             let agent = Agent::listen(&place.path().join(format!("{side}.sock"))).unwrap();
-            let launch = tune(launch(&place, side));
+            let launch = tune(launch(&place, side), side, &prepared);
             let proxy = launch.start(world.node(side)).unwrap();
             let session = agent.accept(SOON).unwrap_or_else(|cause| {
                 panic!("{}; its last words:\n{}", cause.story(), proxy.log().last(15))
@@ -83,7 +93,7 @@ impl Stage {
         for proxy in &mut proxies {
             proxy.wait_ready(SOON).unwrap();
         }
-        Self {
+        let stage = Self {
             proxies,
             sessions: vec![session_one, session_two],
             agents: vec![agent_one, agent_two],
@@ -93,7 +103,8 @@ impl Stage {
             world,
             place,
             _alone: alone,
-        }
+        };
+        (stage, prepared)
     }
 
     /// How a proxy of `side` is started.
@@ -104,6 +115,11 @@ impl Stage {
     /// The proxy of a node.
     pub fn proxy(&self, side: Side) -> &Proxy {
         &self.proxies[index(side)]
+    }
+
+    /// A directory that lives as long as the stage.
+    pub fn place(&self) -> &Path {
+        self.place.path()
     }
 
     /// Where the mesh is described.

@@ -19,7 +19,7 @@ mod metrics;
 mod node;
 mod policy;
 mod state;
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 pub mod testing;
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,13 @@
 //! A control plane in this process, over real TLS, that does what a test says and nothing else.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::missing_panics_doc,
+    reason = "a test that cannot go on fails right there"
+)]
+
 use std::net::{SocketAddr, TcpListener as StdListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -16,7 +22,10 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
-use super::wire::ads::{Any, DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
+use super::wire::ads::{Any, DeltaDiscoveryRequest, Resource};
+
+pub use super::wire::ads::DeltaDiscoveryResponse;
+pub use super::wire::{ADDRESS, AUTHORIZATION, security, workload};
 
 /// For anything that must happen, on a busy machine.
 const SOON: Duration = Duration::from_secs(20);
@@ -48,7 +57,7 @@ pub struct Istiod {
     /// Where it listens.
     pub addr: SocketAddr,
     /// Holds its root, `root.pem`, and the client's token, `token`.
-    pub directory: tempfile::TempDir,
+    directory: PathBuf,
     streams: mpsc::UnboundedReceiver<Stream>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -77,22 +86,25 @@ enum Answer {
 }
 
 impl Istiod {
-    /// Starts one on a loopback port.
+    /// Starts one on a loopback port, with its files in `directory`.
     ///
     /// # Panics
     /// Whenever something cannot be made.
-    pub fn start(proof: Proof) -> Self {
-        Self::on(StdListener::bind("127.0.0.1:0").unwrap(), proof, tempfile::tempdir().unwrap())
+    pub fn start(proof: Proof, directory: &Path) -> Self {
+        Self::on(StdListener::bind("127.0.0.1:0").unwrap(), proof, directory)
     }
 
-    /// Starts one on `listener`, with its files in `directory`.
-    pub fn on(listener: StdListener, proof: Proof, directory: tempfile::TempDir) -> Self {
+    /// As [`Istiod::start`], on a listener that is there.
+    ///
+    /// # Panics
+    /// Whenever something cannot be made.
+    pub fn on(listener: StdListener, proof: Proof, directory: &Path) -> Self {
         let addr = listener.local_addr().unwrap();
         listener.set_nonblocking(true).unwrap();
         let listener = TcpListener::from_std(listener).unwrap();
         let (root, tls) = certificates(proof);
-        std::fs::write(directory.path().join("root.pem"), root).unwrap();
-        std::fs::write(directory.path().join("token"), format!("{TOKEN}\n")).unwrap();
+        std::fs::write(directory.join("root.pem"), root).unwrap();
+        std::fs::write(directory.join("token"), format!("{TOKEN}\n")).unwrap();
         let acceptor = TlsAcceptor::from(tls);
         let (arrived, streams) = mpsc::unbounded_channel();
         let task = tokio::spawn(async move {
@@ -108,22 +120,33 @@ impl Istiod {
                 });
             }
         });
-        Self { addr, directory, streams, task }
+        Self { addr, directory: directory.to_owned(), streams, task }
     }
 
     /// The file with its root.
     pub fn root(&self) -> PathBuf {
-        self.directory.path().join("root.pem")
+        self.directory.join("root.pem")
     }
 
     /// The file with the client's token.
     pub fn token(&self) -> PathBuf {
-        self.directory.path().join("token")
+        self.directory.join("token")
     }
 
     /// The next stream that a client opens.
+    ///
+    /// # Panics
+    /// When none is opened soon.
     pub async fn stream(&mut self) -> Stream {
-        timeout(SOON, self.streams.recv()).await.expect("no stream is opened").expect("the server runs")
+        timeout(SOON, self.next()).await.expect("no stream is opened")
+    }
+
+    /// The next stream that a client opens, whenever that is.
+    ///
+    /// # Panics
+    /// When the server has failed.
+    pub async fn next(&mut self) -> Stream {
+        self.streams.recv().await.expect("the server runs")
     }
 
     /// Whether a client has opened a stream by now.
@@ -134,13 +157,11 @@ impl Istiod {
 
 impl Stream {
     /// What the client says next.
+    ///
+    /// # Panics
+    /// When it says nothing, or is gone.
     pub async fn request(&mut self) -> DeltaDiscoveryRequest {
         timeout(SOON, self.requests.recv()).await.expect("nothing is said").expect("the stream is open")
-    }
-
-    /// Whether the client ends the stream.
-    pub async fn is_left(&mut self) {
-        while timeout(SOON, self.requests.recv()).await.expect("it is not left").is_some() {}
     }
 
     /// Says something.

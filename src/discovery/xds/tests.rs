@@ -92,14 +92,13 @@ impl Following {
 }
 
 fn pod(nth: u32) -> workload::Workload {
-    let bytes = IpAddr::from([10, 1, (nth >> 8) as u8, nth as u8]);
-    let IpAddr::V4(ip) = bytes else { unreachable!("it is one") };
+    let [.., high, low] = nth.to_be_bytes();
     workload::Workload {
         uid: format!("east//Pod/shop/web-{nth}"),
         name: format!("web-{nth}"),
         namespace: "shop".into(),
         service_account: "web".into(),
-        addresses: vec![ip.octets().to_vec().into()],
+        addresses: vec![vec![10, 1, high, low].into()],
         tunnel_protocol: workload::TunnelProtocol::Hbone.into(),
         services: std::collections::HashMap::from([(
             "shop/web.shop.svc.cluster.local".to_owned(),
@@ -170,7 +169,8 @@ async fn answer(stream: &mut Stream, response: &DeltaDiscoveryResponse) -> Delta
 
 #[tokio::test]
 async fn the_mesh_is_told_once_both_types_have_been() {
-    let mut istiod = Istiod::start(Proof::Good);
+    let place = tempfile::tempdir().unwrap();
+    let mut istiod = Istiod::start(Proof::Good, place.path());
     let mut following = follow(config(&istiod));
     let mut stream = istiod.stream().await;
     let header = |name: &str| stream.headers.get(name).map(|value| value.to_str().unwrap().to_owned());
@@ -237,7 +237,8 @@ async fn the_mesh_is_told_once_both_types_have_been() {
 
 #[tokio::test]
 async fn one_bad_object_among_a_thousand_is_refused_alone() {
-    let mut istiod = Istiod::start(Proof::Good);
+    let place = tempfile::tempdir().unwrap();
+    let mut istiod = Istiod::start(Proof::Good, place.path());
     let mut following = follow(config(&istiod));
     let mut stream = istiod.stream().await;
     let mut all = pods(0..1_000);
@@ -301,12 +302,14 @@ async fn a_policy_that_is_not_understood_closes_unless_an_earlier_one_is_there()
     let newer = |policy: &security::Authorization| {
         let one = policy.rules[0].clauses[0].matches[0].encode_to_vec();
         let one = [&one[..], b"\xa2\x01\x02hi"].concat();
-        let nest = |field: u8, inner: &[u8]| [&[field << 3 | 2, inner.len() as u8], inner].concat();
+        let nest =
+            |field: u8, inner: &[u8]| [&[field << 3 | 2, u8::try_from(inner.len()).unwrap()], inner].concat();
         let bare = security::Authorization { rules: Vec::new(), ..policy.clone() };
         [bare.encode_to_vec(), nest(5, &nest(1, &nest(2, &one)))].concat()
     };
     for earlier in [false, true] {
-        let mut istiod = Istiod::start(Proof::Good);
+        let place = tempfile::tempdir().unwrap();
+        let mut istiod = Istiod::start(Proof::Good, place.path());
         let mut following = follow(config(&istiod));
         let first = if earlier { of_policy(allow("web").encode_to_vec()) } else { Vec::new() };
         let mut stream = told(&mut istiod, pods(0..3), first).await;
@@ -328,7 +331,8 @@ async fn a_policy_that_is_not_understood_closes_unless_an_earlier_one_is_there()
 
 #[tokio::test]
 async fn what_was_told_stays_while_nobody_answers_and_what_is_gone_goes_afterwards() {
-    let mut istiod = Istiod::start(Proof::Good);
+    let place = tempfile::tempdir().unwrap();
+    let mut istiod = Istiod::start(Proof::Good, place.path());
     let mut following = follow(config(&istiod));
     let stream = told(&mut istiod, pods(0..5), of_policy(allow("web").encode_to_vec())).await;
     following.is_synced().await;
@@ -359,7 +363,8 @@ async fn what_was_told_stays_while_nobody_answers_and_what_is_gone_goes_afterwar
 
 #[tokio::test]
 async fn a_server_for_which_our_versions_are_too_large_tells_all_anew() {
-    let mut istiod = Istiod::start(Proof::Good);
+    let place = tempfile::tempdir().unwrap();
+    let mut istiod = Istiod::start(Proof::Good, place.path());
     let mut following = follow(config(&istiod));
     let stream = told(&mut istiod, pods(0..5), of_policy(allow("web").encode_to_vec())).await;
     following.is_synced().await;
@@ -385,7 +390,8 @@ async fn a_server_that_does_not_prove_its_name_gets_no_token() {
     for proof in
         [Proof::OtherName, Proof::NoName, Proof::OtherRoot, Proof::SelfSigned, Proof::Expired, Proof::NotYet]
     {
-        let istiod = Istiod::start(proof);
+        let place = tempfile::tempdir().unwrap();
+        let istiod = Istiod::start(proof, place.path());
         let config = config(&istiod);
         let why = control::connect(&config.control).await.expect_err("it is no proof").to_string();
         assert!(why.contains("TLS with https://127.0.0.1"), "{proof:?}: {why}");
@@ -393,7 +399,8 @@ async fn a_server_that_does_not_prove_its_name_gets_no_token() {
     }
     // The control: a name that is expected besides, and a good one.
     for (proof, alternative) in [(Proof::OtherName, Some("istiod.istio-system.svc")), (Proof::Good, None)] {
-        let istiod = Istiod::start(proof);
+        let place = tempfile::tempdir().unwrap();
+        let istiod = Istiod::start(proof, place.path());
         let mut config = config(&istiod);
         config.control.alternative = alternative.map(str::to_owned);
         control::connect(&config.control).await.unwrap();
@@ -402,7 +409,8 @@ async fn a_server_that_does_not_prove_its_name_gets_no_token() {
 
 #[tokio::test]
 async fn a_mesh_larger_than_the_usual_limit_of_a_message_comes_as_one() {
-    let mut istiod = Istiod::start(Proof::Good);
+    let place = tempfile::tempdir().unwrap();
+    let mut istiod = Istiod::start(Proof::Good, place.path());
     let mut following = follow(config(&istiod));
     let all = pods(0..60_000);
     let size: usize = all.iter().map(|(_, _, bytes)| bytes.len()).sum();

@@ -7,19 +7,19 @@
     reason = "generated; the documents are the .proto files"
 )]
 
-pub(super) mod ads {
+pub mod ads {
     include!(concat!(env!("OUT_DIR"), "/adit.xds.rs"));
 }
 
-pub(super) mod workload {
+pub mod workload {
     include!(concat!(env!("OUT_DIR"), "/istio.workload.rs"));
 }
 
-pub(super) mod security {
+pub mod security {
     include!(concat!(env!("OUT_DIR"), "/istio.security.rs"));
 }
 
 /// Workloads and services.
-pub(super) const ADDRESS: &str = "type.googleapis.com/istio.workload.Address";
+pub const ADDRESS: &str = "type.googleapis.com/istio.workload.Address";
 /// Policies.
-pub(super) const AUTHORIZATION: &str = "type.googleapis.com/istio.security.Authorization";
+pub const AUTHORIZATION: &str = "type.googleapis.com/istio.security.Authorization";
