@@ -4,7 +4,7 @@ use std::process::Command;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let files = ["zds", "xds", "workload", "authorization"].map(|name| format!("proto/{name}.proto"));
+    let files = ["zds", "xds", "workload", "authorization", "ca"].map(|name| format!("proto/{name}.proto"));
     let descriptors = protox::compile(files, ["proto"])?;
     // Bytes are slices of the message that they came in.
     prost_build::Config::new().bytes(["."]).compile_fds(descriptors)?;

@@ -22,7 +22,7 @@ use crate::capture::{self, Pod};
 use crate::config::{Authority, Config, MeshSource};
 use crate::discovery::xds;
 use crate::hbone::{Handshakes, Placement, WorkerId};
-use crate::identity::{Clock, EmbeddedCa, Keeper, RootError, Store, Tls, TlsPolicy, Wanted};
+use crate::identity::{self, Clock, EmbeddedCa, IstiodCa, Keeper, RootError, Store, Tls, TlsPolicy, Wanted};
 use crate::mesh::Handle;
 use crate::net::{Netns, socket};
 use crate::node::{self, PodInfo, Pods, StartError, Stop};
@@ -83,10 +83,14 @@ pub fn run(config: Config) -> Result<(), Error> {
     let Follower { follow, stop: stop_discovery, mesh, synced } = Follower::start(&config, &registry)?;
 
     let clock = Clock::system();
-    let Authority::Embedded { directory } = &config.authority;
-    let authority = EmbeddedCa::open(directory, &config.trust_domain, clock.clone())?;
+    let authority: Arc<dyn identity::Authority> = match &config.authority {
+        Authority::Embedded { directory } => {
+            Arc::new(EmbeddedCa::open(directory, &config.trust_domain, clock.clone())?)
+        }
+        Authority::Istiod(control) => Arc::new(IstiodCa::new((**control).clone())),
+    };
     let tls = Tls { tls12: config.tls12, pqc_only: config.pqc_only, ..Tls::default() };
-    let (store, keeper) = Store::new(Arc::new(authority), config.certificate_ttl, TlsPolicy::new(tls, clock));
+    let (store, keeper) = Store::new(authority, config.certificate_ttl, TlsPolicy::new(tls, clock));
 
     let (handshakes, _) = Handshakes::start(HANDSHAKE_THREADS, HANDSHAKES).map_err(Error::Thread)?;
     let (network, cluster) = (Arc::from(config.network.as_str()), Arc::from(config.cluster.as_str()));

@@ -86,13 +86,15 @@ pub enum MeshSource {
 }
 
 /// Who issues certificates.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Authority {
     /// This process, with the root in a directory that the nodes of one mesh share.
     Embedded {
         /// Holds the root (`ADIT_CA_DIR`).
         directory: PathBuf,
     },
+    /// istiod (`CA_ADDRESS`).
+    Istiod(Box<control::Config>),
 }
 
 /// Every setting this version reads.
@@ -109,6 +111,9 @@ pub const KNOWN: &[&str] = &[
     "XDS_ROOT_CA",
     "ALT_XDS_HOSTNAME",
     "AUTH_TOKEN",
+    "CA_ADDRESS",
+    "CA_ROOT_CA",
+    "ALT_CA_HOSTNAME",
     "POD_NAME",
     "POD_NAMESPACE",
     "INSTANCE_IP",
@@ -170,8 +175,9 @@ pub fn load(source: &impl Source) -> Result<Config, Complaints> {
     let pqc_only = env.or("COMPLIANCE_POLICY", |text| Ok(text == "pqc"), false);
     let tls12 = env.or("TLS12_ENABLED", |text| Ok(text == "true"), false);
     let who = Who { node: node.clone(), cluster: cluster.clone(), cluster_id: cluster_id.clone() };
-    let mesh = mesh(&mut env, who, Tls { tls12, pqc_only, ..Tls::default() });
-    let authority = authority(&mut env);
+    let tls = Tls { tls12, pqc_only, ..Tls::default() };
+    let mesh = mesh(&mut env, &who, &tls);
+    let authority = authority(&mut env, &who, &tls);
     let trust_domain = env.or("TRUST_DOMAIN", read::text, "cluster.local".into());
     let certificate_ttl =
         env.or("SECRET_TTL", at_least(Duration::from_secs(60)), Duration::from_secs(86_400));
@@ -267,7 +273,7 @@ struct Who {
     cluster_id: String,
 }
 
-fn mesh(env: &mut Reader<'_, impl Source>, who: Who, tls: Tls) -> Option<MeshSource> {
+fn mesh(env: &mut Reader<'_, impl Source>, who: &Who, tls: &Tls) -> Option<MeshSource> {
     let file = env.optional("LOCAL_XDS_PATH", path);
     let inline = env.optional("LOCAL_XDS", read::text);
     // Empty switches it off, as in the reference.
@@ -303,14 +309,44 @@ fn mesh(env: &mut Reader<'_, impl Source>, who: Who, tls: Tls) -> Option<MeshSou
 const ROOT: &str = "./var/run/secrets/istio/root-cert.pem";
 const TOKEN: &str = "./var/run/secrets/tokens/istio-token";
 
-fn control_plane(env: &mut Reader<'_, impl Source>, address: Address, who: Who, tls: Tls) -> xds::Config {
+fn control_plane(env: &mut Reader<'_, impl Source>, address: Address, who: &Who, tls: &Tls) -> xds::Config {
+    let mut more: BTreeMap<String, serde_json::Value> = env
+        .family("ISTIO_META_", read::any)
+        .into_iter()
+        .map(|(key, text)| (key, serde_json::Value::String(text)))
+        .collect();
+    let json = |text: &str| serde_json::from_str(text).map_err(|cause| format!("this is no JSON: {cause}"));
+    more.extend(env.family("ISTIO_METAJSON_", json));
+    xds::Config {
+        control: channel(env, address, "XDS", who, tls),
+        node: xds::Node {
+            name: env.or("POD_NAME", read::any, String::new()),
+            namespace: env.or("POD_NAMESPACE", read::any, String::new()),
+            // An address, which the control plane insists on.
+            ip: env.or("INSTANCE_IP", read::text, "1.1.1.1".into()),
+            node: who.node.clone(),
+            cluster: who.cluster.clone(),
+            more,
+        },
+    }
+}
+
+/// The way to the control plane for one `purpose`, `XDS` or `CA`, which is part of the names of its settings.
+fn channel(
+    env: &mut Reader<'_, impl Source>,
+    address: Address,
+    purpose: &str,
+    who: &Who,
+    tls: &Tls,
+) -> control::Config {
     let header =
         |text: &str| text.parse().map_err(|_| "it has characters that a header may not have".to_owned());
     let mut headers = Vec::new();
-    for (name, value) in env.family("XDS_HEADER_", header) {
+    let prefix = format!("{purpose}_HEADER_");
+    for (name, value) in env.family(&prefix, header) {
         match name.to_ascii_lowercase().parse() {
             Ok(name) => headers.push((name, value)),
-            Err(_) => env.complain(format!("XDS_HEADER_{name}: this is no name of a header; rename it")),
+            Err(_) => env.complain(format!("{prefix}{name}: this is no name of a header; rename it")),
         }
     }
     let token = |text: &str| match text {
@@ -319,51 +355,42 @@ fn control_plane(env: &mut Reader<'_, impl Source>, address: Address, who: Who, 
         literal => Ok(Token::Literal(literal.into())),
     };
     let chart = if std::path::Path::new(TOKEN).exists() { Token::File(TOKEN.into()) } else { Token::None };
-    let mut more: BTreeMap<String, serde_json::Value> = env
-        .family("ISTIO_META_", read::any)
-        .into_iter()
-        .map(|(key, text)| (key, serde_json::Value::String(text)))
-        .collect();
-    let json = |text: &str| serde_json::from_str(text).map_err(|cause| format!("this is no JSON: {cause}"));
-    more.extend(env.family("ISTIO_METAJSON_", json));
-    let (provider, versions) = TlsPolicy::new(tls, Clock::system()).parameters();
-    xds::Config {
-        control: control::Config {
-            address,
-            alternative: env.optional("ALT_XDS_HOSTNAME", read::text),
-            roots: env.or("XDS_ROOT_CA", Roots::parse, Roots::File(ROOT.into())),
-            token: env.or("AUTH_TOKEN", token, chart),
-            cluster: who.cluster.clone().unwrap_or(who.cluster_id),
-            headers,
-            provider,
-            versions,
-        },
-        node: xds::Node {
-            name: env.or("POD_NAME", read::any, String::new()),
-            namespace: env.or("POD_NAMESPACE", read::any, String::new()),
-            // An address, which the control plane insists on.
-            ip: env.or("INSTANCE_IP", read::text, "1.1.1.1".into()),
-            node: who.node,
-            cluster: who.cluster,
-            more,
-        },
+    let (provider, versions) = TlsPolicy::new(tls.clone(), Clock::system()).parameters();
+    control::Config {
+        address,
+        alternative: env.optional(&format!("ALT_{purpose}_HOSTNAME"), read::text),
+        roots: env.or(&format!("{purpose}_ROOT_CA"), Roots::parse, Roots::File(ROOT.into())),
+        token: env.or("AUTH_TOKEN", token, chart),
+        cluster: who.cluster.clone().unwrap_or_else(|| who.cluster_id.clone()),
+        headers,
+        provider,
+        versions,
     }
 }
 
-fn authority(env: &mut Reader<'_, impl Source>) -> Option<Authority> {
-    let named = env.optional("ADIT_CA", |text| match text {
+fn authority(env: &mut Reader<'_, impl Source>, who: &Who, tls: &Tls) -> Option<Authority> {
+    let embedded = env.optional("ADIT_CA", |text| match text {
         "embedded" => Ok(()),
-        _ => Err("write embedded, the only certificate authority of this version".into()),
+        _ => Err("write embedded, or unset it and set CA_ADDRESS".into()),
     });
     let directory = env.or("ADIT_CA_DIR", path, "/var/lib/adit/ca".into());
-    if named.is_none() {
-        env.complain(
-            "no certificate authority is chosen: set ADIT_CA=embedded (and ADIT_CA_DIR) to let the nodes issue \
-             certificates from a root they share (this version does not ask istiod for them)"
-                .into(),
-        );
+    let address = env.optional("CA_ADDRESS", |text| match text {
+        "" => Ok(None),
+        _ => Address::parse(text).map(Some),
+    });
+    match (embedded, address.flatten()) {
+        (Some(()), _) => Some(Authority::Embedded { directory }),
+        (None, Some(address)) => Some(Authority::Istiod(Box::new(channel(env, address, "CA", who, tls)))),
+        (None, None) => {
+            env.complain(
+                "no certificate authority is chosen: set CA_ADDRESS to that of the cluster, such as \
+                 https://istiod.istio-system.svc:15012, or ADIT_CA=embedded (and ADIT_CA_DIR) to let the nodes issue \
+                 certificates from a root they share"
+                    .into(),
+            );
+            None
+        }
     }
-    named.map(|()| Authority::Embedded { directory })
 }
 
 fn keepalive(env: &mut Reader<'_, impl Source>) -> Option<Keepalive> {
@@ -510,7 +537,7 @@ mod tests {
     fn a_bare_environment_is_told_everything_it_lacks() {
         let Complaints(told) = load(&BTreeMap::new()).unwrap_err();
         assert_eq!(told.len(), 2, "{told:?}");
-        assert!(told[0].contains("LOCAL_XDS_PATH") && told[1].contains("ADIT_CA=embedded"));
+        assert!(told[0].contains("XDS_ADDRESS") && told[1].contains("CA_ADDRESS"));
     }
 
     #[test]

@@ -36,6 +36,13 @@ pub struct Connection {
     send: http2::SendRequest<Body>,
 }
 
+impl Connection {
+    /// Whether it takes no more calls.
+    pub fn is_closed(&self) -> bool {
+        self.send.is_closed()
+    }
+}
+
 /// Connects, whatever is there now by that name.
 ///
 /// - Cancel: nothing stays.

@@ -14,6 +14,8 @@
 mod connect;
 mod error;
 mod roots;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod token;
 
 use std::fmt;

@@ -8,6 +8,7 @@
 //!
 //! ```text
 //! ca · root      an authority of our own, and the file its root lives in
+//! istiod         the authority of a cluster
 //! store · keeper lend a certificate; the task that asks, serves and renews
 //! state          one identity's certificate over time      a machine, pure
 //! certificate    what was issued, checked → `Credentials`
@@ -21,11 +22,14 @@ mod certificate;
 mod clock;
 mod dump;
 mod error;
+mod istiod;
 mod keeper;
 mod root;
 mod spiffe;
 mod state;
 mod store;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -37,6 +41,7 @@ pub use certificate::{Credentials, Issued, PrivateKey};
 pub use clock::Clock;
 pub use dump::{CertificateDump, CertificateText};
 pub use error::{AuthorityError, CertificateError, CredentialError, PeerError, RootError, SanError};
+pub use istiod::{IstiodCa, IstiodError};
 pub use keeper::Keeper;
 pub use spiffe::{SpiffeError, SpiffeId};
 pub use store::{Store, Wanted};

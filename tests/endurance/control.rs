@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use adit::control::testing::{Call, Proof, Server};
 use adit::discovery::xds::testing::{
-    ADDRESS, AUTHORIZATION, Istiod, Proof, Stream, response, security, workload,
+    ADDRESS, AUTHORIZATION, DeltaDiscoveryRequest, response, security, workload,
 };
+use adit::identity::testing::{Answer, IstioCertificateRequest, PATH as CERTIFICATES, Signer};
 use adit::lab::{Membership, Pod, Side, World};
 use prost::Message as _;
 use tokio::sync::mpsc;
@@ -18,10 +20,12 @@ use crate::stage::{AT_ONCE, SOON, Stage, Way, connect, index, talks, until};
 type Resource = (String, String, Vec<u8>);
 
 /// What the control plane knows; all of it is told to whoever connects.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Told {
     addresses: Vec<Resource>,
     policies: Vec<Resource>,
+    /// Signs for both nodes.
+    signer: Signer,
 }
 
 /// The control plane of one node, on a thread of its own until it is dropped.
@@ -37,13 +41,20 @@ impl Plane {
             let again = listener.try_clone().unwrap();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async move {
-                let mut istiod = Istiod::on(listener, Proof::Good, &directory);
-                let mut stream: Option<Stream> = None;
+                let mut istiod = Server::on(listener, Proof::Good, &directory);
+                let mut stream: Option<Call> = None;
                 let mut known: Vec<String> =
                     told.lock().unwrap().policies.iter().map(|(name, ..)| name.clone()).collect();
                 loop {
                     tokio::select! {
-                        opened = istiod.next() => stream = Some(greet(opened, &told).await),
+                        mut call = istiod.next() => match call.path.as_str() {
+                            CERTIFICATES => {
+                                let request: IstioCertificateRequest = call.message().await;
+                                let answer = told.lock().unwrap().signer.answer(&request, Answer::Good);
+                                call.answer(&answer);
+                            }
+                            _ => stream = Some(greet(call, &told).await),
+                        },
                         change = changes.recv() => {
                             // Whoever holds the other end goes: so does the control plane.
                             let Some(policies) = change else { return };
@@ -81,9 +92,9 @@ impl Plane {
 }
 
 /// Tells everything, and what of the client's is gone.
-async fn greet(mut stream: Stream, told: &Mutex<Told>) -> Stream {
+async fn greet(mut stream: Call, told: &Mutex<Told>) -> Call {
     for _ in 0..2 {
-        let request = stream.request().await;
+        let request: DeltaDiscoveryRequest = stream.message().await;
         let told = told.lock().unwrap();
         let all = if request.type_url == ADDRESS { &told.addresses } else { &told.policies };
         let known = request.initial_resource_versions.keys().map(String::as_str);
@@ -148,6 +159,9 @@ fn stage() -> (Stage, Vec<Plane>, Arc<Mutex<Told>>) {
         let file = |name: &str| directory.join(name).display().to_string();
         launch
             .without("LOCAL_XDS_PATH")
+            .without("ADIT_CA")
+            .env("CA_ADDRESS", format!("https://127.0.0.1:{port}"))
+            .env("CA_ROOT_CA", file("root.pem"))
             .env("XDS_ADDRESS", format!("https://127.0.0.1:{port}"))
             .env("XDS_ROOT_CA", file("root.pem"))
             .env("AUTH_TOKEN", file("token"))

@@ -13,10 +13,11 @@ use tokio::time::timeout;
 use super::address::Decoder;
 use super::policy;
 use super::state::{Backoff, HOLD, Subscription, Told};
-use super::testing::{Istiod, Proof, Stream, TOKEN, response};
+use super::testing::response;
 use super::wire::ads::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use super::wire::{ADDRESS, AUTHORIZATION, security, workload};
 use super::{Config, Metrics, Node, Xds, start};
+use crate::control::testing::{Call, Proof, Server, TOKEN};
 use crate::control::{self, Address, Roots, Token};
 use crate::identity::{Clock, Tls, TlsPolicy};
 use crate::mesh::{Change, Handle};
@@ -40,7 +41,7 @@ impl Drop for Following {
     }
 }
 
-fn config(istiod: &Istiod) -> Config {
+fn config(istiod: &Server) -> Config {
     let (provider, versions) = TlsPolicy::new(Tls::default(), Clock::system()).parameters();
     Config {
         control: control::Config {
@@ -146,39 +147,40 @@ fn of_policy(bytes: Vec<u8>) -> Vec<(String, String, Vec<u8>)> {
 
 /// Opens a stream as every client does, and tells it `addresses` and `policies`.
 async fn told(
-    istiod: &mut Istiod,
+    istiod: &mut Server,
     addresses: Vec<(String, String, Vec<u8>)>,
     policies: Vec<(String, String, Vec<u8>)>,
-) -> Stream {
-    let mut stream = istiod.stream().await;
+) -> Call {
+    let mut stream = istiod.call().await;
     for _ in 0..2 {
-        stream.request().await;
+        stream.message::<DeltaDiscoveryRequest>().await;
     }
     stream.send(&response(ADDRESS, "a1", addresses, &[]));
     stream.send(&response(AUTHORIZATION, "p1", policies, &[]));
     for _ in 0..2 {
-        stream.request().await;
+        stream.message::<DeltaDiscoveryRequest>().await;
     }
     stream
 }
 
-async fn answer(stream: &mut Stream, response: &DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
+async fn answer(stream: &mut Call, response: &DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
     stream.send(response);
-    stream.request().await
+    stream.message().await
 }
 
 #[tokio::test]
 async fn the_mesh_is_told_once_both_types_have_been() {
     let place = tempfile::tempdir().unwrap();
-    let mut istiod = Istiod::start(Proof::Good, place.path());
+    let mut istiod = Server::start(Proof::Good, place.path());
     let mut following = follow(config(&istiod));
-    let mut stream = istiod.stream().await;
+    let mut stream = istiod.call().await;
     let header = |name: &str| stream.headers.get(name).map(|value| value.to_str().unwrap().to_owned());
     assert_eq!(header("authorization").as_deref(), Some(&*format!("Bearer {TOKEN}")));
     assert_eq!((header("clusterid").as_deref(), header("x-more").as_deref()), (Some("east"), Some("of it")));
 
     // Both are asked for before anything is answered.
-    let (first, second) = (stream.request().await, stream.request().await);
+    let (first, second) =
+        (stream.message::<DeltaDiscoveryRequest>().await, stream.message::<DeltaDiscoveryRequest>().await);
     assert_eq!((first.type_url.as_str(), second.type_url.as_str()), (ADDRESS, AUTHORIZATION));
     assert!(first.resource_names_subscribe.is_empty() && first.initial_resource_versions.is_empty());
     let node = first.node.unwrap();
@@ -238,9 +240,9 @@ async fn the_mesh_is_told_once_both_types_have_been() {
 #[tokio::test]
 async fn one_bad_object_among_a_thousand_is_refused_alone() {
     let place = tempfile::tempdir().unwrap();
-    let mut istiod = Istiod::start(Proof::Good, place.path());
+    let mut istiod = Server::start(Proof::Good, place.path());
     let mut following = follow(config(&istiod));
-    let mut stream = istiod.stream().await;
+    let mut stream = istiod.call().await;
     let mut all = pods(0..1_000);
     let mut short = pod(500);
     short.addresses = vec![vec![10, 1, 1, 2, 3].into()];
@@ -259,7 +261,8 @@ async fn one_bad_object_among_a_thousand_is_refused_alone() {
         });
         all[usize::from(21 - other)] = of_workload(one);
     }
-    let _ = (stream.request().await, stream.request().await);
+    let _ =
+        (stream.message::<DeltaDiscoveryRequest>().await, stream.message::<DeltaDiscoveryRequest>().await);
     let nack = answer(&mut stream, &response(ADDRESS, "a1", all, &[])).await;
     let why = nack.error_detail.unwrap().message;
     assert!(why.contains("web-500: an address has 5 bytes") && why.contains("web-501: "), "{why}");
@@ -276,8 +279,8 @@ async fn one_bad_object_among_a_thousand_is_refused_alone() {
     assert!(nack.error_detail.unwrap().message.contains("tunnel protocol 77"));
     assert!(following.mesh.load().workload("east//Pod/shop/web-7").is_some());
     stream.end(14, "transport is closing");
-    let mut stream = istiod.stream().await;
-    let again = stream.request().await;
+    let mut stream = istiod.call().await;
+    let again = stream.message::<DeltaDiscoveryRequest>().await;
     assert_eq!(again.initial_resource_versions.len(), 998);
     assert_eq!(again.initial_resource_versions["east//Pod/shop/web-7"], "1");
     following.has(998).await;
@@ -309,7 +312,7 @@ async fn a_policy_that_is_not_understood_closes_unless_an_earlier_one_is_there()
     };
     for earlier in [false, true] {
         let place = tempfile::tempdir().unwrap();
-        let mut istiod = Istiod::start(Proof::Good, place.path());
+        let mut istiod = Server::start(Proof::Good, place.path());
         let mut following = follow(config(&istiod));
         let first = if earlier { of_policy(allow("web").encode_to_vec()) } else { Vec::new() };
         let mut stream = told(&mut istiod, pods(0..3), first).await;
@@ -332,17 +335,17 @@ async fn a_policy_that_is_not_understood_closes_unless_an_earlier_one_is_there()
 #[tokio::test]
 async fn what_was_told_stays_while_nobody_answers_and_what_is_gone_goes_afterwards() {
     let place = tempfile::tempdir().unwrap();
-    let mut istiod = Istiod::start(Proof::Good, place.path());
+    let mut istiod = Server::start(Proof::Good, place.path());
     let mut following = follow(config(&istiod));
     let stream = told(&mut istiod, pods(0..5), of_policy(allow("web").encode_to_vec())).await;
     following.is_synced().await;
     stream.cut();
     // A message that is none, one that is cut short, and a server that goes away, again and again.
     for nth in 0..4 {
-        let mut stream = istiod.stream().await;
-        let first = stream.request().await;
+        let mut stream = istiod.call().await;
+        let first = stream.message::<DeltaDiscoveryRequest>().await;
         assert_eq!(first.initial_resource_versions.len(), 5, "stream {nth}");
-        assert_eq!(stream.request().await.initial_resource_versions.len(), 1);
+        assert_eq!(stream.message::<DeltaDiscoveryRequest>().await.initial_resource_versions.len(), 1);
         match nth {
             0 => stream.send_raw(b"\0\0\0\0\x04\xff\xff\xff\xff"),
             1 => stream.send_raw(b"\0\0\0\xff\xff short"),
@@ -352,8 +355,9 @@ async fn what_was_told_stays_while_nobody_answers_and_what_is_gone_goes_afterwar
         stream.cut();
         assert_eq!(following.mesh.load().all_workloads().count(), 5);
     }
-    let mut stream = istiod.stream().await;
-    let _ = (stream.request().await, stream.request().await);
+    let mut stream = istiod.call().await;
+    let _ =
+        (stream.message::<DeltaDiscoveryRequest>().await, stream.message::<DeltaDiscoveryRequest>().await);
     let ack =
         answer(&mut stream, &response(ADDRESS, "b1", [of_workload(pod(8))], &["east//Pod/shop/web-0"])).await;
     assert_eq!((ack.response_nonce.as_str(), ack.error_detail), ("b1", None));
@@ -364,17 +368,17 @@ async fn what_was_told_stays_while_nobody_answers_and_what_is_gone_goes_afterwar
 #[tokio::test]
 async fn a_server_for_which_our_versions_are_too_large_tells_all_anew() {
     let place = tempfile::tempdir().unwrap();
-    let mut istiod = Istiod::start(Proof::Good, place.path());
+    let mut istiod = Server::start(Proof::Good, place.path());
     let mut following = follow(config(&istiod));
     let stream = told(&mut istiod, pods(0..5), of_policy(allow("web").encode_to_vec())).await;
     following.is_synced().await;
     stream.cut();
-    let mut stream = istiod.stream().await;
-    assert_eq!(stream.request().await.initial_resource_versions.len(), 5);
+    let mut stream = istiod.call().await;
+    assert_eq!(stream.message::<DeltaDiscoveryRequest>().await.initial_resource_versions.len(), 5);
     stream.end(8, "received message larger than max");
-    let mut stream = istiod.stream().await;
+    let mut stream = istiod.call().await;
     for _ in 0..2 {
-        assert!(stream.request().await.initial_resource_versions.is_empty());
+        assert!(stream.message::<DeltaDiscoveryRequest>().await.initial_resource_versions.is_empty());
     }
     assert_eq!(following.mesh.load().all_workloads().count(), 5);
     answer(&mut stream, &response(ADDRESS, "c1", pods(2..6), &[])).await;
@@ -391,16 +395,16 @@ async fn a_server_that_does_not_prove_its_name_gets_no_token() {
         [Proof::OtherName, Proof::NoName, Proof::OtherRoot, Proof::SelfSigned, Proof::Expired, Proof::NotYet]
     {
         let place = tempfile::tempdir().unwrap();
-        let istiod = Istiod::start(proof, place.path());
+        let istiod = Server::start(proof, place.path());
         let config = config(&istiod);
         let why = control::connect(&config.control).await.expect_err("it is no proof").to_string();
         assert!(why.contains("TLS with https://127.0.0.1"), "{proof:?}: {why}");
-        assert!(!istiod.has_stream(), "{proof:?}");
+        assert!(!istiod.is_called(), "{proof:?}");
     }
     // The control: a name that is expected besides, and a good one.
     for (proof, alternative) in [(Proof::OtherName, Some("istiod.istio-system.svc")), (Proof::Good, None)] {
         let place = tempfile::tempdir().unwrap();
-        let istiod = Istiod::start(proof, place.path());
+        let istiod = Server::start(proof, place.path());
         let mut config = config(&istiod);
         config.control.alternative = alternative.map(str::to_owned);
         control::connect(&config.control).await.unwrap();
@@ -410,7 +414,7 @@ async fn a_server_that_does_not_prove_its_name_gets_no_token() {
 #[tokio::test]
 async fn a_mesh_larger_than_the_usual_limit_of_a_message_comes_as_one() {
     let place = tempfile::tempdir().unwrap();
-    let mut istiod = Istiod::start(Proof::Good, place.path());
+    let mut istiod = Server::start(Proof::Good, place.path());
     let mut following = follow(config(&istiod));
     let all = pods(0..60_000);
     let size: usize = all.iter().map(|(_, _, bytes)| bytes.len()).sum();

@@ -2,6 +2,7 @@
 
 mod credentials;
 mod handshake;
+mod istiod;
 mod keeper;
 mod machine;
 mod root;
