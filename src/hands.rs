@@ -14,6 +14,8 @@ use crate::telemetry::Shard;
 
 /// How long a connection waits for the control plane to name its pod.
 const WORKLOAD_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a connection waits for policies that its pod's workload names; discovery gives them up after 2 s.
+const POLICIES_DEADLINE: Duration = Duration::from_secs(5);
 
 /// The handles of one worker's direction `T`. Never leaves its thread.
 pub struct Hands<T> {
@@ -45,5 +47,15 @@ impl<T> Hands<T> {
             let (sa, ns, name) = (&pod.service_account, &pod.namespace, &pod.name);
             format!("failed to fetch information about local workload: {sa}.{ns} ({name})")
         })
+    }
+
+    /// Waits until the policies that the pod's workload names have come, or are known not to.
+    pub async fn policies(&self, pod: &Pod) {
+        let settled = |mesh: &Snapshot| {
+            let local = mesh.local_workload(&pod.name, &pod.namespace, &pod.service_account);
+            local.is_none_or(|local| mesh.policies(local).pending().is_none()).then_some(())
+        };
+        // What is still pending then is refused.
+        self.mesh.wait_for(POLICIES_DEADLINE, settled).await;
     }
 }

@@ -51,6 +51,10 @@ pub fn admit(judged: &Judged, subject: Subject, mesh: &Snapshot) -> Result<Admit
     let ticket = judged.enter(subject);
     let Subject { local, facts, .. } = ticket.facts();
     let policies = mesh.policies(local);
+    if let Some(pending) = policies.pending() {
+        // Waited for in vain, by a process that hardly runs.
+        return Err(Denial::Missing(pending.clone()));
+    }
     let verdict = policies.explain(facts, |note| {
         let policy = note.policy().map(tracing::field::display);
         tracing::debug!(target: "adit::policy", policy, "{note}");

@@ -317,6 +317,7 @@ impl Inbound {
         let facts =
             Facts { source: Some(tunnel.peer.identity().clone()), client: tunnel.client, target: found.addr };
         let (pod, asked) = (tunnel.pod.clone(), request.service.clone());
+        self.hands.policies(&pod).await;
         let subject = Subject { pod, local: local.clone(), facts, asked };
         let admitted = match self.admit(subject, &record) {
             Ok(admitted) => admitted,

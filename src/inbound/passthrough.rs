@@ -97,6 +97,7 @@ impl Inbound {
         let record = Record::open(&self.hands.shard, timeline, self.plaintext_parties(&caller, &local));
         let target = TargetAddr::new(caller.original.addr());
         let facts = Facts { source: None, client: caller.client, target };
+        self.hands.policies(&caller.pod).await;
         let subject = Subject { pod: caller.pod.clone(), local: local.clone(), facts, asked: None };
         let admitted = match self.admit(subject, &record) {
             Ok(admitted) => admitted,

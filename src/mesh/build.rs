@@ -21,6 +21,7 @@ pub struct Builder {
     services: Vec<Arc<Service>>,
     endpoints: HashMap<ServiceKey, Vec<Endpoint>>,
     policies: Policies,
+    pending: HashSet<PolicyKey>,
 }
 
 impl Builder {
@@ -33,6 +34,7 @@ impl Builder {
             services: Vec::new(),
             endpoints: HashMap::new(),
             policies: Policies::default(),
+            pending: HashSet::new(),
         }
     }
 
@@ -69,9 +71,9 @@ impl Builder {
         self.policies.insert(policy);
     }
 
-    /// These are the policies.
-    pub(super) fn policies(&mut self, policies: Policies) {
-        self.policies = policies;
+    /// These are the policies, and those of whom it is not known yet whether they will come.
+    pub(super) fn policies(&mut self, policies: Policies, pending: HashSet<PolicyKey>) {
+        (self.policies, self.pending) = (policies, pending);
     }
 
     /// Makes the snapshot.
@@ -103,6 +105,7 @@ impl Builder {
             nothing: Endpoints::default(),
             policies: self.policies,
             unknown_policy: self.unknown_policy,
+            pending: self.pending,
             policy_sets: HashMap::new(),
         };
         for workload in &workloads {
@@ -193,7 +196,13 @@ impl Snapshot {
     /// A policy that the workload names and that is not here is handed on as missing, never forgotten.
     pub(super) fn compile(&self, workload: &Workload) -> PolicySet {
         let binding = self.policies.applicable(&workload.namespace, &workload.authorization_policies);
-        PolicySet::compile(binding.policies, binding.missing, self.unknown_policy)
+        let (pending, missing): (Vec<_>, Vec<_>) =
+            binding.missing.into_iter().partition(|key| self.pending.contains(key));
+        let pending = match self.unknown_policy {
+            UnknownPolicy::Close => pending.into_iter().min(),
+            UnknownPolicy::Ignore => None,
+        };
+        PolicySet::compile(binding.policies, missing, self.unknown_policy).waiting_for(pending)
     }
 }
 

@@ -1,7 +1,8 @@
 //! The mesh as a control plane tells it: object by object, each replaced or taken away by its name.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::build::{Builder, standing_behind};
 use super::names::{Ports, ServiceKey};
@@ -9,6 +10,9 @@ use super::service::Service;
 use super::snapshot::Snapshot;
 use super::workload::{Workload, WorkloadFields};
 use crate::policy::{Policies, Policy, PolicyKey, UnknownPolicy};
+
+/// How long a policy that a workload of this node names may stay away before it counts as missing. istiod sends addresses first.
+const PENDING: Duration = Duration::from_secs(2);
 
 /// One thing that is new, other than before, or gone.
 #[derive(Clone, Debug)]
@@ -34,6 +38,8 @@ pub struct Model {
     workloads: HashMap<Arc<str>, Standing>,
     services: HashMap<Arc<str>, (u64, Arc<Service>)>,
     policies: Policies,
+    /// Policies that this node's workloads name and that are not here, and until when they may come.
+    awaited: HashMap<PolicyKey, Instant>,
 }
 
 /// A workload, and its own ports behind its services.
@@ -54,6 +60,7 @@ impl Model {
             workloads: HashMap::new(),
             services: HashMap::new(),
             policies: Policies::default(),
+            awaited: HashMap::new(),
         }
     }
 
@@ -89,8 +96,16 @@ impl Model {
         self.policies.has(key)
     }
 
-    /// The mesh as it is now.
-    pub fn snapshot(&self) -> Snapshot {
+    /// When a policy that is awaited counts as missing, unless it comes: then another snapshot is due.
+    pub fn due(&self, now: Instant) -> Option<Instant> {
+        self.awaited.values().filter(|until| **until > now).min().copied()
+    }
+
+    /// The mesh as it is at `now`.
+    pub fn snapshot(&mut self, now: Instant) -> Snapshot {
+        self.look_for_policies(now);
+        let pending: HashSet<PolicyKey> =
+            self.awaited.iter().filter(|(_, until)| **until > now).map(|(key, _)| key.clone()).collect();
         let mut builder = Builder::new(self.node.clone(), self.unknown_policy);
         let mut workloads: Vec<_> = self.workloads.values().collect();
         // What came last counts where several want one place.
@@ -103,7 +118,22 @@ impl Model {
         for (_, service) in services {
             builder.shared_service(Arc::clone(service));
         }
-        builder.policies(self.policies.clone());
+        builder.policies(self.policies.clone(), pending);
         builder.build()
+    }
+
+    /// Notes what this node's workloads name and is not here, each from when it was first looked for.
+    fn look_for_policies(&mut self, now: Instant) {
+        let node = self.node.as_deref();
+        let local = self.workloads.values().map(|standing| &standing.workload);
+        let local = local.filter(|workload| node.is_none_or(|node| node == &*workload.node));
+        let named = local.flat_map(|workload| &workload.authorization_policies);
+        let absent: HashSet<&PolicyKey> = named.filter(|key| !self.policies.has(key)).collect();
+        self.awaited.retain(|key, _| absent.contains(key));
+        for key in absent {
+            if !self.awaited.contains_key(key) {
+                self.awaited.insert(key.clone(), now + PENDING);
+            }
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! The mesh at one moment, and what can be asked of it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use super::names::{Destination, GatewayAddress, ServiceKey};
 use super::service::{Endpoints, Service, Visibility};
 use super::workload::Workload;
 use crate::identity::SpiffeId;
-use crate::policy::{Policies, PolicySet, UnknownPolicy};
+use crate::policy::{Policies, PolicyKey, PolicySet, UnknownPolicy};
 
 /// By network, then by address: two borrowed keys, so that a look-up allocates nothing.
 pub(super) type ByAddress<T> = HashMap<Arc<str>, HashMap<IpAddr, T>>;
@@ -31,6 +31,8 @@ pub struct Snapshot {
     pub(super) nothing: Endpoints,
     pub(super) policies: Policies,
     pub(super) unknown_policy: UnknownPolicy,
+    /// Policies that are named, and not here, and may come soon.
+    pub(super) pending: HashSet<PolicyKey>,
     /// Compiled for this node's workloads, by uid.
     pub(super) policy_sets: HashMap<Arc<str>, Arc<PolicySet>>,
 }

@@ -1,9 +1,10 @@
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use super::testing::{Mesh, identity, mesh, service_key, uid};
-use super::{Publisher, Snapshot, Viewer};
+use super::{Change, Model, Publisher, Snapshot, Viewer, WorkloadFields};
 use crate::net::{ClientAddr, TargetAddr};
-use crate::policy::{Action, Denial, Facts, Policy, PolicyKey, Scope, UnknownPolicy, Verdict};
+use crate::policy::{Action, Denial, Facts, Policy, PolicyKey, Rule, Scope, UnknownPolicy, Verdict};
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -262,4 +263,45 @@ async fn who_hears_of_a_change_finds_the_new_snapshot_and_who_holds_the_old_one_
     changes.changed().await.unwrap();
     assert!(handle.load().workload(&uid("new")).is_some());
     assert!(held.workload(&uid("old")).is_some());
+}
+
+#[test]
+fn a_policy_that_is_named_first_is_pending_and_then_missing() {
+    let key = PolicyKey::parse("shop/late").unwrap();
+    let workload = |node: &str| {
+        let mut fields =
+            WorkloadFields { uid: "web".into(), namespace: "shop".into(), ..WorkloadFields::default() };
+        fields.authorization_policies = [key.clone()].into();
+        fields.node = node.into();
+        Change::Workload(Box::new(fields), Vec::new())
+    };
+    let policy = Policy {
+        key: key.clone(),
+        scope: Scope::WorkloadSelector,
+        action: Action::Allow,
+        dry_run: false,
+        rules: vec![Rule { clauses: Vec::new() }],
+    };
+    let now = Instant::now();
+    let mut model = Model::new(Some("here".into()), UnknownPolicy::Close);
+    let pending =
+        |snapshot: &Snapshot| snapshot.policies(snapshot.workload("web").unwrap()).pending().cloned();
+    model.apply([workload("here")]);
+    assert_eq!(pending(&model.snapshot(now)).as_ref(), Some(&key));
+    let until = model.due(now).expect("it is given up at some time");
+    assert!(until > now + Duration::from_secs(1) && until < now + Duration::from_secs(5));
+    // Another change on the way does not begin the wait anew.
+    model.apply([workload("here")]);
+    assert_eq!(pending(&model.snapshot(until - Duration::from_millis(1))).as_ref(), Some(&key));
+    assert_eq!((pending(&model.snapshot(until)), model.due(until)), (None, None));
+    // It comes all the same, and goes, and is waited for again.
+    model.apply([Change::Policy(policy)]);
+    assert_eq!(pending(&model.snapshot(until)), None);
+    model.apply([Change::RemovePolicy(key.clone())]);
+    assert_eq!(pending(&model.snapshot(until)).as_ref(), Some(&key));
+    // What other nodes' workloads name is not this node's to wait for.
+    let mut elsewhere = Model::new(Some("here".into()), UnknownPolicy::Close);
+    elsewhere.apply([workload("there")]);
+    elsewhere.snapshot(now);
+    assert_eq!(elsewhere.due(now), None);
 }

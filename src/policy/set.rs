@@ -9,8 +9,8 @@ use super::verdict::{Allowance, Denial, Note, Verdict};
 
 /// What becomes of a workload while a policy it names has not arrived.
 ///
-/// Short waits, which are normal since addresses are sent before policies, are the caller's: it asks for a set
-/// that knows of a missing policy only once it has waited long enough.
+/// Short waits, which are normal since addresses are sent before policies, are the caller's: a policy that may still come is
+/// [pending](PolicySet::pending), and missing only after that.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum UnknownPolicy {
     /// What cannot be judged is refused: plaintext, if the name is one that only conversions of
@@ -29,6 +29,7 @@ pub struct PolicySet {
     otherwise: Otherwise,
     missing: Option<PolicyKey>,
     missing_strict: Option<PolicyKey>,
+    pending: Option<PolicyKey>,
     rehearsed_deny: Box<[Rehearsed]>,
     rehearsed_allow: Box<[Rehearsed]>,
 }
@@ -84,9 +85,22 @@ impl PolicySet {
             },
             missing: missing.into_iter().min(),
             missing_strict: strict.into_iter().min(),
+            pending: None,
             rehearsed_deny: of(Action::Deny, true).map(Rehearsed::compile).collect(),
             rehearsed_allow: of(Action::Allow, true).map(Rehearsed::compile).collect(),
         }
+    }
+
+    /// As this set, of which the policy `key` is named and has not come yet, but soon may.
+    #[must_use]
+    pub fn waiting_for(self, key: Option<PolicyKey>) -> Self {
+        Self { pending: key, ..self }
+    }
+
+    /// A policy that is named and may come soon. Until it has, or is known not to, nobody new can be judged; who is connected already
+    /// is judged by the others.
+    pub fn pending(&self) -> Option<&PolicyKey> {
+        self.pending.as_ref()
     }
 
     /// Decides: a DENY that matches refuses; then a missing policy refuses; then, if there are ALLOWs, one of them

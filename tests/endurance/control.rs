@@ -4,7 +4,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use adit::control::testing::{Call, Proof, Server};
 use adit::discovery::xds::testing::{
@@ -28,15 +28,24 @@ struct Told {
     signer: Signer,
 }
 
+/// What changes.
+#[derive(Clone)]
+enum Update {
+    /// These are the policies.
+    Policies(Vec<Resource>),
+    /// This is new, or other than before.
+    Address(Resource),
+}
+
 /// The control plane of one node, on a thread of its own until it is dropped.
 struct Plane {
-    updates: Option<mpsc::UnboundedSender<Vec<Resource>>>,
+    updates: Option<mpsc::UnboundedSender<Update>>,
     thread: Option<std::thread::JoinHandle<TcpListener>>,
 }
 
 impl Plane {
     fn start(listener: TcpListener, directory: PathBuf, told: Arc<Mutex<Told>>) -> Self {
-        let (updates, mut changes) = mpsc::unbounded_channel::<Vec<Resource>>();
+        let (updates, mut changes) = mpsc::unbounded_channel::<Update>();
         let thread = std::thread::spawn(move || {
             let again = listener.try_clone().unwrap();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -57,7 +66,16 @@ impl Plane {
                         },
                         change = changes.recv() => {
                             // Whoever holds the other end goes: so does the control plane.
-                            let Some(policies) = change else { return };
+                            let policies = match change {
+                                None => return,
+                                Some(Update::Policies(policies)) => policies,
+                                Some(Update::Address(address)) => {
+                                    if let Some(stream) = &stream {
+                                        stream.send(&response(ADDRESS, "update", [address], &[]));
+                                    }
+                                    continue;
+                                }
+                            };
                             let names = |all: &[Resource]| -> Vec<String> {
                                 all.iter().map(|(name, ..)| name.clone()).collect()
                             };
@@ -81,7 +99,11 @@ impl Plane {
 
     /// These are the policies from now on.
     fn policies(&self, all: &[Resource]) {
-        self.updates.as_ref().unwrap().send(all.to_vec()).unwrap();
+        self.update(Update::Policies(all.to_vec()));
+    }
+
+    fn update(&self, update: Update) {
+        self.updates.as_ref().unwrap().send(update).unwrap();
     }
 
     /// Dies. Its port stays, for a successor.
@@ -105,6 +127,11 @@ async fn greet(mut stream: Call, told: &Mutex<Told>) -> Call {
 }
 
 fn address_of(pod: &Pod) -> Resource {
+    address_naming(pod, &[])
+}
+
+/// A pod whose workload names these policies.
+fn address_naming(pod: &Pod, policies: &[&str]) -> Resource {
     let mesh = pod.membership() == Membership::Mesh;
     let protocol = if mesh { workload::TunnelProtocol::Hbone } else { workload::TunnelProtocol::None };
     let uid = format!("Kubernetes//Pod/{}/{}", pod.namespace(), pod.name());
@@ -116,6 +143,7 @@ fn address_of(pod: &Pod) -> Resource {
         addresses: vec![pod.ipv4().octets().to_vec().into(), pod.ipv6().octets().to_vec().into()],
         tunnel_protocol: protocol.into(),
         node: pod.side().name().into(),
+        authorization_policies: policies.iter().map(|name| (*name).to_owned()).collect(),
         ..Default::default()
     };
     let address = workload::Address { r#type: Some(workload::address::Type::Workload(one)) };
@@ -253,4 +281,50 @@ fn nodes_live_off_their_control_plane_and_go_on_without_it() {
         .collect();
     is_refused_soon(&stage, "refused by what the new control plane says");
     drop(again);
+}
+
+#[test]
+fn a_policy_that_is_named_before_it_comes_is_waited_for_and_then_missing() {
+    let (stage, planes, _told) = stage();
+    let names = |policy: &str| {
+        let address = address_naming(&stage.server, &[policy]);
+        planes.iter().for_each(|plane| plane.update(Update::Address(address.clone())));
+    };
+    let live = stage.connect(Way::Tunnel);
+    talks(&live).unwrap();
+
+    // Named, and told a second later: who is connected stays, who comes waits and is let in.
+    names("shop/late");
+    std::thread::sleep(Duration::from_millis(300));
+    let everybody = security::Authorization {
+        name: "late".into(),
+        namespace: "shop".into(),
+        scope: security::Scope::WorkloadSelector.into(),
+        action: security::Action::Allow.into(),
+        rules: vec![security::Rule::default()],
+        dry_run: false,
+    };
+    let late = [("shop/late".to_owned(), String::new(), everybody.encode_to_vec())];
+    let waited = std::thread::scope(|scope| {
+        let comes = scope.spawn(|| {
+            let since = Instant::now();
+            is_carried(&stage, "while its policy is on the way");
+            since.elapsed()
+        });
+        std::thread::sleep(Duration::from_millis(700));
+        planes.iter().for_each(|plane| plane.policies(&late));
+        comes.join().unwrap()
+    });
+    assert!(waited >= Duration::from_millis(500), "it was let in after {waited:?}, by no policy");
+    talks(&live).unwrap();
+
+    // Named, and never told: after a while that closes the workload, also for who is connected.
+    names("shop/never");
+    let (mut client, _server) = live;
+    client.set_read_timeout(Some(2 * AT_ONCE)).unwrap();
+    let cut = client.read(&mut [0]).expect_err("it is to be cut");
+    assert_eq!(cut.kind(), ErrorKind::ConnectionReset, "{cut}");
+    is_refused_soon(&stage, "refused by a policy that is missing");
+    let last = stage.proxy(Side::Two).log().last(20);
+    assert!(last.contains("shop/never"), "{last}");
 }

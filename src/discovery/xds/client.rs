@@ -46,6 +46,8 @@ pub(super) struct Client {
     too_large: bool,
     /// The last stream was answered.
     opened: bool,
+    /// When a policy that is named counts as missing.
+    missing_at: Option<Instant>,
 }
 
 /// Why a stream ended.
@@ -111,6 +113,7 @@ impl Client {
             backoff: Backoff::default(),
             too_large: false,
             opened: false,
+            missing_at: None,
         }
     }
 
@@ -134,8 +137,8 @@ impl Client {
             let rest = async {
                 let until = Instant::now() + wait;
                 while Instant::now() < until {
-                    self.wait_for_removals(until).await;
-                    self.remove_what_is_due();
+                    self.wait_until_due(until).await;
+                    self.on_time();
                 }
             };
             tokio::select! {
@@ -178,11 +181,11 @@ impl Client {
                 true => None,
                 false => Some(began + SILENCE),
             };
-            let next = self.next_removal();
+            let next = self.next_due();
             let next = tokio::select! {
                 next = responses.next() => next,
                 () = until(next) => {
-                    self.remove_what_is_due();
+                    self.on_time();
                     continue;
                 }
                 () = until(patience) => return Err(End::Silent),
@@ -307,7 +310,9 @@ impl Client {
         if !(self.addresses.is_told() && self.policies.is_told()) {
             return;
         }
-        let version = self.publisher.publish(self.model.snapshot());
+        let now = Instant::now();
+        let version = self.publisher.publish(self.model.snapshot(now));
+        self.missing_at = self.model.due(now);
         let (addresses, policies) = (self.addresses.len(), self.policies.len());
         debug!(version, addresses, policies, "a new state of the mesh is in force");
         if !self.synced.send_replace(true) {
@@ -315,27 +320,29 @@ impl Client {
         }
     }
 
-    fn next_removal(&self) -> Option<Instant> {
-        [&self.addresses, &self.policies].into_iter().filter_map(Subscription::due).min()
+    /// When time brings something: a removal that was held back, or a policy that does not come.
+    fn next_due(&self) -> Option<Instant> {
+        let removals = [&self.addresses, &self.policies].into_iter().filter_map(Subscription::due);
+        removals.chain(self.missing_at).min()
     }
 
-    async fn wait_for_removals(&self, at_most: Instant) {
-        let next = self.next_removal().map_or(at_most, |next| next.min(at_most));
+    async fn wait_until_due(&self, at_most: Instant) {
+        let next = self.next_due().map_or(at_most, |next| next.min(at_most));
         sleep(next.saturating_duration_since(Instant::now()) + Duration::from_millis(1)).await;
     }
 
-    fn remove_what_is_due(&mut self) {
+    fn on_time(&mut self) {
         let now = Instant::now();
         let addresses = self.addresses.on_time(now);
         let policies = self.policies.on_time(now);
-        if addresses.is_empty() && policies.is_empty() {
+        let missing = self.missing_at.is_some_and(|at| at <= now);
+        if addresses.is_empty() && policies.is_empty() && !missing {
             return;
         }
-        warn!(
-            addresses = addresses.len(),
-            policies = policies.len(),
-            "removals that were held back are done now"
-        );
+        if !addresses.is_empty() || !policies.is_empty() {
+            let (addresses, policies) = (addresses.len(), policies.len());
+            warn!(addresses, policies, "removals that were held back are done now");
+        }
         let policies =
             policies.iter().filter_map(|name| PolicyKey::parse(name).ok()).map(Change::RemovePolicy);
         self.model.apply(addresses.into_iter().map(Change::RemoveAddress).chain(policies));

@@ -28,6 +28,7 @@ mod wire;
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::sync::{oneshot, watch};
 
@@ -60,8 +61,8 @@ pub fn start(
     unknown_policy: UnknownPolicy,
     metrics: Metrics,
 ) -> (Xds, Handle, watch::Receiver<bool>, oneshot::Sender<()>) {
-    let model = Model::new(node, unknown_policy);
-    let (publisher, handle) = Publisher::new(model.snapshot());
+    let mut model = Model::new(node, unknown_policy);
+    let (publisher, handle) = Publisher::new(model.snapshot(Instant::now()));
     let (synced, is_synced) = watch::channel(false);
     let (stop, stopped) = oneshot::channel();
     let client = client::Client::new(config, model, publisher, synced, metrics);
