@@ -5,7 +5,7 @@ use std::hash::Hash;
 use std::sync::Arc;
 
 use super::cidr::CidrIndex;
-use super::names::{Ports, ServiceKey};
+use super::names::{NetworkAddress, Ports, ServiceKey};
 use super::service::{Endpoint, Endpoints, Service};
 use super::snapshot::{ByAddress, Snapshot};
 use super::workload::{Health, NetworkMode, Workload, WorkloadFields};
@@ -22,6 +22,7 @@ pub struct Builder {
     endpoints: HashMap<ServiceKey, Vec<Endpoint>>,
     policies: Policies,
     pending: HashSet<PolicyKey>,
+    departed: ByAddress<()>,
 }
 
 impl Builder {
@@ -35,6 +36,7 @@ impl Builder {
             endpoints: HashMap::new(),
             policies: Policies::default(),
             pending: HashSet::new(),
+            departed: HashMap::new(),
         }
     }
 
@@ -76,6 +78,13 @@ impl Builder {
         (self.policies, self.pending) = (policies, pending);
     }
 
+    /// At these addresses workloads were that are to be reached by HBONE alone, a short while ago.
+    pub(super) fn departed(&mut self, addresses: impl Iterator<Item = NetworkAddress>) {
+        for NetworkAddress { network, ip } in addresses {
+            self.departed.entry(network).or_default().insert(ip, ());
+        }
+    }
+
     /// Makes the snapshot.
     pub fn build(self) -> Snapshot {
         let mut endpoints = self.endpoints;
@@ -106,6 +115,7 @@ impl Builder {
             policies: self.policies,
             unknown_policy: self.unknown_policy,
             pending: self.pending,
+            departed: self.departed,
             policy_sets: HashMap::new(),
         };
         for workload in &workloads {

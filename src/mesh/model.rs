@@ -5,14 +5,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::build::{Builder, standing_behind};
-use super::names::{Ports, ServiceKey};
+use super::names::{NetworkAddress, Ports, ServiceKey};
 use super::service::Service;
 use super::snapshot::Snapshot;
-use super::workload::{Workload, WorkloadFields};
+use super::workload::{NetworkMode, Protocol, Workload, WorkloadFields};
 use crate::policy::{Policies, Policy, PolicyKey, UnknownPolicy};
 
 /// How long a policy that a workload of this node names may stay away before it counts as missing. istiod sends addresses first.
 const PENDING: Duration = Duration::from_secs(2);
+
+/// How long nobody is let through in plaintext to an address at which a workload of the mesh was.
+const DEPARTED: Duration = Duration::from_secs(600);
 
 /// One thing that is new, other than before, or gone.
 #[derive(Clone, Debug)]
@@ -40,6 +43,9 @@ pub struct Model {
     policies: Policies,
     /// Policies that this node's workloads name and that are not here, and until when they may come.
     awaited: HashMap<PolicyKey, Instant>,
+    /// Addresses at which a workload was that speaks HBONE, and until when they are remembered. Only their network and the text of
+    /// them is kept.
+    departed: HashMap<NetworkAddress, Instant>,
 }
 
 /// A workload, and its own ports behind its services.
@@ -61,18 +67,26 @@ impl Model {
             services: HashMap::new(),
             policies: Policies::default(),
             awaited: HashMap::new(),
+            departed: HashMap::new(),
         }
     }
 
-    /// Takes changes over, in their order.
-    pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) {
+    /// Takes changes over, in their order, at `now`.
+    pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>, now: Instant) {
+        self.departed.retain(|_, until| *until > now);
         for change in changes {
             self.next += 1;
             match change {
                 Change::Workload(fields, services) => {
                     let uid = Arc::clone(&fields.uid);
                     let (workload, ports) = standing_behind(*fields, services);
-                    self.workloads.insert(uid, Standing { nth: self.next, workload, ports });
+                    let here = Arc::clone(&workload);
+                    let before = self.workloads.insert(uid, Standing { nth: self.next, workload, ports });
+                    self.depart(before, now);
+                    for address in addresses(&here) {
+                        // Whoever is there now, it is known how to reach it.
+                        self.departed.remove(&address);
+                    }
                 }
                 Change::Service(service) => {
                     self.services.insert(service.key.to_string().into(), (self.next, Arc::from(service)));
@@ -81,7 +95,8 @@ impl Model {
                     self.policies.insert(policy);
                 }
                 Change::RemoveAddress(name) => {
-                    self.workloads.remove(&name);
+                    let gone = self.workloads.remove(&name);
+                    self.depart(gone, now);
                     self.services.remove(&name);
                 }
                 Change::RemovePolicy(key) => {
@@ -91,14 +106,23 @@ impl Model {
         }
     }
 
+    /// Remembers where `standing` was, if it is to be reached by HBONE alone.
+    fn depart(&mut self, standing: Option<Standing>, now: Instant) {
+        let Some(Standing { workload, .. }) = standing else { return };
+        if workload.protocol == Protocol::Hbone {
+            self.departed.extend(addresses(&workload).map(|address| (address, now + DEPARTED)));
+        }
+    }
+
     /// Whether there is a policy of this name.
     pub fn has_policy(&self, key: &PolicyKey) -> bool {
         self.policies.has(key)
     }
 
-    /// When a policy that is awaited counts as missing, unless it comes: then another snapshot is due.
+    /// When another snapshot is due though nothing changes: a policy that is awaited counts as missing unless it comes, and an
+    /// address at which a workload was is nobody's again.
     pub fn due(&self, now: Instant) -> Option<Instant> {
-        self.awaited.values().filter(|until| **until > now).min().copied()
+        self.awaited.values().chain(self.departed.values()).filter(|until| **until > now).min().copied()
     }
 
     /// The mesh as it is at `now`.
@@ -119,6 +143,8 @@ impl Model {
             builder.shared_service(Arc::clone(service));
         }
         builder.policies(self.policies.clone(), pending);
+        let departed = self.departed.iter().filter(|(_, until)| **until > now);
+        builder.departed(departed.map(|(address, _)| address.clone()));
         builder.build()
     }
 
@@ -136,4 +162,11 @@ impl Model {
             }
         }
     }
+}
+
+/// The addresses that are a workload's own.
+fn addresses(workload: &Workload) -> impl Iterator<Item = NetworkAddress> + '_ {
+    let own = workload.network_mode == NetworkMode::Standard;
+    let ips = workload.ips.iter().filter(move |_| own);
+    ips.map(|ip| NetworkAddress { network: Arc::clone(&workload.network), ip: *ip })
 }

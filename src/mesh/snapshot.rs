@@ -33,6 +33,8 @@ pub struct Snapshot {
     pub(super) unknown_policy: UnknownPolicy,
     /// Policies that are named, and not here, and may come soon.
     pub(super) pending: HashSet<PolicyKey>,
+    /// Where workloads were that are to be reached by HBONE alone, a short while ago.
+    pub(super) departed: ByAddress<()>,
     /// Compiled for this node's workloads, by uid.
     pub(super) policy_sets: HashMap<Arc<str>, Arc<PolicySet>>,
 }
@@ -75,6 +77,12 @@ impl Snapshot {
     /// address says nothing about who listens there.
     pub fn workload_at(&self, network: &str, ip: IpAddr) -> Option<&Arc<Workload>> {
         self.workloads_by_address.get(network)?.get(&ip)
+    }
+
+    /// Whether a workload was at this address a short while ago that is to be reached by HBONE alone. Who is there now is not
+    /// known, and it may be that one still.
+    pub fn has_departed(&self, network: &str, ip: IpAddr) -> bool {
+        self.departed.get(network).is_some_and(|there| there.contains_key(&ip))
     }
 
     /// The workload of this node that is the pod with this name, namespace and service account.

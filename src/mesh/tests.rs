@@ -2,7 +2,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::testing::{Mesh, identity, mesh, service_key, uid};
-use super::{Change, Model, Publisher, Snapshot, Viewer, WorkloadFields};
+use super::{Change, Model, Protocol, Publisher, Snapshot, Viewer, WorkloadFields};
 use crate::net::{ClientAddr, TargetAddr};
 use crate::policy::{Action, Denial, Facts, Policy, PolicyKey, Rule, Scope, UnknownPolicy, Verdict};
 
@@ -286,22 +286,60 @@ fn a_policy_that_is_named_first_is_pending_and_then_missing() {
     let mut model = Model::new(Some("here".into()), UnknownPolicy::Close);
     let pending =
         |snapshot: &Snapshot| snapshot.policies(snapshot.workload("web").unwrap()).pending().cloned();
-    model.apply([workload("here")]);
+    model.apply([workload("here")], now);
     assert_eq!(pending(&model.snapshot(now)).as_ref(), Some(&key));
     let until = model.due(now).expect("it is given up at some time");
     assert!(until > now + Duration::from_secs(1) && until < now + Duration::from_secs(5));
     // Another change on the way does not begin the wait anew.
-    model.apply([workload("here")]);
+    model.apply([workload("here")], now);
     assert_eq!(pending(&model.snapshot(until - Duration::from_millis(1))).as_ref(), Some(&key));
     assert_eq!((pending(&model.snapshot(until)), model.due(until)), (None, None));
     // It comes all the same, and goes, and is waited for again.
-    model.apply([Change::Policy(policy)]);
+    model.apply([Change::Policy(policy)], until);
     assert_eq!(pending(&model.snapshot(until)), None);
-    model.apply([Change::RemovePolicy(key.clone())]);
+    model.apply([Change::RemovePolicy(key.clone())], until);
     assert_eq!(pending(&model.snapshot(until)).as_ref(), Some(&key));
     // What other nodes' workloads name is not this node's to wait for.
     let mut elsewhere = Model::new(Some("here".into()), UnknownPolicy::Close);
-    elsewhere.apply([workload("there")]);
+    elsewhere.apply([workload("there")], now);
     elsewhere.snapshot(now);
     assert_eq!(elsewhere.due(now), None);
+}
+
+#[test]
+fn where_a_workload_of_the_mesh_was_is_remembered_until_somebody_is_named_there() {
+    let at = |uid: &str, address: &str, protocol: Protocol| {
+        let fields = WorkloadFields {
+            uid: uid.into(),
+            namespace: "shop".into(),
+            ips: [ip(address)].into(),
+            protocol,
+            ..WorkloadFields::default()
+        };
+        Change::Workload(Box::new(fields), Vec::new())
+    };
+    let now = Instant::now();
+    let mut model = Model::new(None, UnknownPolicy::Close);
+    let departed = |model: &mut Model, now: Instant| -> Vec<bool> {
+        let snapshot = model.snapshot(now);
+        ["10.1.0.1", "10.1.0.2", "10.1.0.3"].map(|address| snapshot.has_departed("", ip(address))).to_vec()
+    };
+    model.apply([at("a", "10.1.0.1", Protocol::Hbone), at("b", "10.1.0.2", Protocol::Tcp)], now);
+    assert_eq!(departed(&mut model, now), [false, false, false]);
+    // One moves, and plaintext ones leave nothing.
+    model.apply([at("a", "10.1.0.3", Protocol::Hbone), Change::RemoveAddress("b".into())], now);
+    assert_eq!(departed(&mut model, now), [true, false, false]);
+    // It goes, and somebody else is named where it first was.
+    model.apply([Change::RemoveAddress("a".into()), at("c", "10.1.0.1", Protocol::Tcp)], now);
+    assert_eq!(departed(&mut model, now), [false, false, true]);
+    let until = model.due(now).unwrap();
+    assert_eq!(until, now + Duration::from_secs(600));
+    assert_eq!(departed(&mut model, until - Duration::from_millis(1)), [false, false, true]);
+    assert_eq!(departed(&mut model, until), [false, false, false]);
+    // In one batch too, whatever is first.
+    model.apply([at("d", "10.1.0.2", Protocol::Hbone)], until);
+    model.apply([Change::RemoveAddress("d".into()), at("e", "10.1.0.2", Protocol::Hbone)], until);
+    assert_eq!(departed(&mut model, until), [false, false, false]);
+    model.apply([at("e", "10.1.0.2", Protocol::Hbone), Change::RemoveAddress("e".into())], until);
+    assert_eq!(departed(&mut model, until), [false, true, false]);
 }

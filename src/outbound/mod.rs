@@ -239,7 +239,8 @@ fn refusal(why: &NoRoute) -> Refusal {
         | NoRoute::UnknownGateway { .. }
         | NoRoute::WaypointUnsupported { .. }
         | NoRoute::GatewayUnsupported { .. } => Refusal::UnknownWaypoint,
-        NoRoute::NoService { .. }
+        NoRoute::Departed { .. }
+        | NoRoute::NoService { .. }
         | NoRoute::NoAddress { .. }
         | NoRoute::HostnameUnsupported { .. }
         | NoRoute::InvalidIdentity { .. } => Refusal::UnknownDestination,

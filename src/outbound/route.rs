@@ -64,6 +64,15 @@ pub enum NoRoute {
         /// What the application dialled.
         dst: OriginalDst,
     },
+    /// A workload of the mesh was there until a short while ago, and nobody has said who is there now. It may be that one still, and
+    /// plaintext is no way to it.
+    #[error(
+        "a workload of the mesh was at {dst} a short while ago, and nobody has said who is there now; plaintext to it is refused for 10 minutes"
+    )]
+    Departed {
+        /// What the application dialled.
+        dst: OriginalDst,
+    },
     /// Only services can be reached on other networks.
     #[error("no service for target address: {dst}")]
     NoService {
@@ -166,6 +175,9 @@ pub fn route(
     // An address may be a service's and a workload's. The service takes the connection then, and what guards the
     // workload guards it still.
     match (service, workload) {
+        (None, None) if networks.iter().any(|network| mesh.has_departed(network, dst.ip())) => {
+            Err(NoRoute::Departed { dst })
+        }
         (None, None) => Ok(Route::Passthrough(dst)),
         (None, Some(workload)) => to_workload(source, dst, workload, mesh),
         (Some(service), owner) => {

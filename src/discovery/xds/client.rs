@@ -46,8 +46,8 @@ pub(super) struct Client {
     too_large: bool,
     /// The last stream was answered.
     opened: bool,
-    /// When a policy that is named counts as missing.
-    missing_at: Option<Instant>,
+    /// When the mesh is another though nothing changes.
+    snapshot_at: Option<Instant>,
 }
 
 /// Why a stream ended.
@@ -113,7 +113,7 @@ impl Client {
             backoff: Backoff::default(),
             too_large: false,
             opened: false,
-            missing_at: None,
+            snapshot_at: None,
         }
     }
 
@@ -249,7 +249,7 @@ impl Client {
             nonce: &nonce,
         };
         let (removed, answer) = self.addresses.take(told, now);
-        self.model.apply(changes.into_iter().chain(removed.into_iter().map(Change::RemoveAddress)));
+        self.model.apply(changes.into_iter().chain(removed.into_iter().map(Change::RemoveAddress)), now);
         self.decoder.forget_unused();
         self.publish();
         answer
@@ -282,7 +282,7 @@ impl Client {
         };
         let (removed, answer) = self.policies.take(told, now);
         let removed = removed.iter().filter_map(|name| PolicyKey::parse(name).ok()).map(Change::RemovePolicy);
-        self.model.apply(changes.into_iter().chain(removed));
+        self.model.apply(changes.into_iter().chain(removed), now);
         self.publish();
         answer
     }
@@ -312,7 +312,7 @@ impl Client {
         }
         let now = Instant::now();
         let version = self.publisher.publish(self.model.snapshot(now));
-        self.missing_at = self.model.due(now);
+        self.snapshot_at = self.model.due(now);
         let (addresses, policies) = (self.addresses.len(), self.policies.len());
         debug!(version, addresses, policies, "a new state of the mesh is in force");
         if !self.synced.send_replace(true) {
@@ -320,10 +320,10 @@ impl Client {
         }
     }
 
-    /// When time brings something: a removal that was held back, or a policy that does not come.
+    /// When time brings something: a removal that was held back, or what the mesh itself forgets.
     fn next_due(&self) -> Option<Instant> {
         let removals = [&self.addresses, &self.policies].into_iter().filter_map(Subscription::due);
-        removals.chain(self.missing_at).min()
+        removals.chain(self.snapshot_at).min()
     }
 
     async fn wait_until_due(&self, at_most: Instant) {
@@ -335,8 +335,8 @@ impl Client {
         let now = Instant::now();
         let addresses = self.addresses.on_time(now);
         let policies = self.policies.on_time(now);
-        let missing = self.missing_at.is_some_and(|at| at <= now);
-        if addresses.is_empty() && policies.is_empty() && !missing {
+        let changed = self.snapshot_at.is_some_and(|at| at <= now);
+        if addresses.is_empty() && policies.is_empty() && !changed {
             return;
         }
         if !addresses.is_empty() || !policies.is_empty() {
@@ -345,7 +345,7 @@ impl Client {
         }
         let policies =
             policies.iter().filter_map(|name| PolicyKey::parse(name).ok()).map(Change::RemovePolicy);
-        self.model.apply(addresses.into_iter().map(Change::RemoveAddress).chain(policies));
+        self.model.apply(addresses.into_iter().map(Change::RemoveAddress).chain(policies), now);
         self.publish();
     }
 }

@@ -471,3 +471,37 @@ fn the_route_names_the_service_that_was_dialled() {
     assert_eq!(service("10.96.0.9:80"), Some(service_key("cart")));
     assert_eq!(service("10.1.0.2:80"), None);
 }
+
+#[test]
+fn where_a_workload_of_the_mesh_was_nobody_is_let_through_in_plaintext() {
+    use std::time::{Duration, Instant};
+
+    use crate::mesh::{Change, Model, WorkloadFields};
+    use crate::policy::UnknownPolicy;
+
+    let at = |name: &str, ip: [u8; 4], protocol| {
+        let fields = WorkloadFields {
+            uid: uid(name).into(),
+            namespace: "default".into(),
+            ips: [ip.into()].into(),
+            protocol,
+            ..WorkloadFields::default()
+        };
+        Change::Workload(Box::new(fields), Vec::new())
+    };
+    let now = Instant::now();
+    let mut model = Model::new(None, UnknownPolicy::Close);
+    model.apply(
+        [at("client", [10, 1, 0, 1], Protocol::Hbone), at("gone", [10, 1, 0, 9], Protocol::Hbone)],
+        now,
+    );
+    tunnel(&model.snapshot(now), "10.1.0.9:80");
+    model.apply([Change::RemoveAddress(uid("gone").into())], now);
+    let there = dst("10.1.0.9:80");
+    assert_eq!(dial(&model.snapshot(now), "10.1.0.9:80"), Err(NoRoute::Departed { dst: there }));
+    // Somebody is named there, who speaks plaintext; or nobody is for long enough.
+    let later = now + Duration::from_secs(601);
+    assert_eq!(dial(&model.snapshot(later), "10.1.0.9:80"), Ok(Route::Passthrough(there)));
+    model.apply([at("plain", [10, 1, 0, 9], Protocol::Tcp)], now);
+    assert_eq!(plain(&model.snapshot(now), "10.1.0.9:80"), "10.1.0.9:80");
+}
