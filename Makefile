@@ -19,7 +19,7 @@ help:
 	@echo "make test         every test, end to end ones included (they need root, and ask for it)"
 	@echo "make conformance  the tunnel protocol against h2spec, Envoy and Python's h2 (it installs them, by go and pip)"
 	@echo "make check        format, lints and documentation, warnings denied"
-	@echo "make fuzz         bytes of hostile peers: TARGET=hpack|http2|http2_state|records|record_state SECONDS=60"
+	@echo "make fuzz         bytes of hostile peers: TARGET=discovery|hpack|http2|http2_state|records|record_state SECONDS=60"
 	@echo "make bench        the benches; read what each asks at the top of its file"
 	@echo "make bench-mesh   the whole mesh against no mesh and another carrier: ROUNDS=5 SECONDS=3 ARGS='--only bulk --write docs'"
 	@echo "make bench-smoke  each bench once, to see that it runs"

@@ -424,6 +424,57 @@ async fn a_mesh_larger_than_the_usual_limit_of_a_message_comes_as_one() {
     following.has(60_000).await;
 }
 
+#[tokio::test]
+async fn a_control_plane_that_forgets_everything_takes_nothing_away_at_once() {
+    let place = tempfile::tempdir().unwrap();
+    let mut istiod = Server::start(Proof::Good, place.path());
+    let mut following = follow(config(&istiod));
+    let stream = told(&mut istiod, pods(0..200), Vec::new()).await;
+    following.is_synced().await;
+    stream.cut();
+    // It has lost all its state, so that everything that is reported is gone.
+    let mut stream = istiod.call().await;
+    let first: DeltaDiscoveryRequest = stream.message().await;
+    stream.message::<DeltaDiscoveryRequest>().await;
+    let names: Vec<&str> = first.initial_resource_versions.keys().map(String::as_str).collect();
+    assert_eq!(names.len(), 200);
+    let ack = answer(&mut stream, &response(ADDRESS, "e1", [], &names)).await;
+    assert_eq!((ack.response_nonce.as_str(), ack.error_detail), ("e1", None));
+    answer(&mut stream, &response(AUTHORIZATION, "e2", [], &[])).await;
+    assert_eq!(following.mesh.load().all_workloads().count(), 200);
+    // What it learns again meanwhile is new, or as it was.
+    answer(&mut stream, &response(ADDRESS, "e3", pods(190..201), &[])).await;
+    following.has(201).await;
+    // And still: on the next stream all of it is reported.
+    stream.cut();
+    let mut stream = istiod.call().await;
+    let first: DeltaDiscoveryRequest = stream.message().await;
+    assert_eq!(first.initial_resource_versions.len(), 201);
+}
+
+#[tokio::test]
+async fn another_root_and_another_token_count_from_the_next_stream_on() {
+    let place = tempfile::tempdir().unwrap();
+    let mut istiod = Server::start(Proof::Good, place.path());
+    let mut config = config(&istiod);
+    // Somebody else's root, at first.
+    let other = tempfile::tempdir().unwrap();
+    let elsewhere = Server::start(Proof::Good, other.path());
+    let root = place.path().join("mounted.pem");
+    std::fs::copy(elsewhere.root(), &root).unwrap();
+    config.control.roots = Roots::File(root.clone());
+    let mut following = follow(config);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!istiod.is_called());
+    std::fs::copy(istiod.root(), &root).unwrap();
+    let stream = told(&mut istiod, pods(0..3), Vec::new()).await;
+    following.is_synced().await;
+    assert_eq!(stream.headers["authorization"], format!("Bearer {TOKEN}"));
+    std::fs::write(istiod.token(), "another").unwrap();
+    stream.cut();
+    assert_eq!(istiod.call().await.headers["authorization"], "Bearer another");
+}
+
 fn take(subscription: &mut Subscription, names: &[&str], removed: &[String], now: Instant) -> Vec<String> {
     let resources = names.iter().map(|name| (*name, "1", None)).collect();
     let (gone, _) = subscription.take(Told { resources, removed, nonce: "n" }, now);

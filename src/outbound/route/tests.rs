@@ -481,7 +481,7 @@ fn where_a_workload_of_the_mesh_was_nobody_is_let_through_in_plaintext() {
 
     let at = |name: &str, ip: [u8; 4], protocol| {
         let fields = WorkloadFields {
-            uid: uid(name).into(),
+            uid: uid(name),
             namespace: "default".into(),
             ips: [ip.into()].into(),
             protocol,
@@ -496,7 +496,7 @@ fn where_a_workload_of_the_mesh_was_nobody_is_let_through_in_plaintext() {
         now,
     );
     tunnel(&model.snapshot(now), "10.1.0.9:80");
-    model.apply([Change::RemoveAddress(uid("gone").into())], now);
+    model.apply([Change::RemoveAddress(uid("gone"))], now);
     let there = dst("10.1.0.9:80");
     assert_eq!(dial(&model.snapshot(now), "10.1.0.9:80"), Err(NoRoute::Departed { dst: there }));
     // Somebody is named there, who speaks plaintext; or nobody is for long enough.
