@@ -57,7 +57,7 @@ impl Lawful {
                 }
             }
         });
-        let door = stage.door();
+        let door = stage.neighbours_door();
         let fresh = open_loop(EVERY_TUNNEL, running.clone(), {
             let served = served.clone();
             move |due| {

@@ -1,4 +1,4 @@
-//! The lab: a client and a hostile pod on node one, the pod that both call on node two, a real `adit` on each.
+//! The lab: a client, a hostile pod and its neighbour on node one, the pod that they call on node two, a real `adit` on each.
 
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -38,6 +38,7 @@ pub struct Stage {
     client: Pod,
     server: Pod,
     door: Door,
+    neighbours_door: Door,
     _world: World,
     place: tempfile::TempDir,
 }
@@ -70,7 +71,7 @@ impl Stage {
         let mut world = World::new().unwrap_or_else(|cause| panic!("{}; run this as root", cause.story()));
         let mut pod = |side, name| world.add_pod(side, "shop", name, Membership::Mesh).unwrap();
         let client = pod(Side::One, "client");
-        let hostile = pod(Side::One, "hostile");
+        let [hostile, neighbour] = ["hostile", "neighbour"].map(|name| pod(Side::One, name));
         let server = pod(Side::Two, "server");
         assert_eq!(server.ipv4(), SERVER);
         for pod in [&client, &server] {
@@ -78,7 +79,7 @@ impl Stage {
         }
         let place = tempfile::tempdir().unwrap();
         let mesh = place.path().join("mesh.yaml");
-        MeshFile::new([&client, &hostile, &server]).save(&mesh).unwrap();
+        MeshFile::new([&client, &hostile, &neighbour, &server]).save(&mesh).unwrap();
         let (mut proxies, mut sessions, mut agents) = (Vec::new(), Vec::new(), Vec::new());
         // One after the other: the first makes the certificate authority that the second finds.
         for (side, pod) in [(Side::One, &client), (Side::Two, &server)] {
@@ -102,11 +103,12 @@ impl Stage {
         let servers = [(ECHO, Behaviour::Echo), (SINK, Behaviour::Sink)]
             .map(|(port, behaviour)| Server::start(&server, port, behaviour).unwrap());
         pour_without_end(lab::listen_for(server.netns(), POUR).unwrap());
-        let door = Door {
-            netns: Arc::new(Netns::from_fd(hostile.netns().as_fd().try_clone_to_owned().unwrap()).unwrap()),
+        let door = |of: &Pod| Door {
+            netns: Arc::new(Netns::from_fd(of.netns().as_fd().try_clone_to_owned().unwrap()).unwrap()),
             to: server.at(15008),
-            config: config(&hostile, &server, &place.path().join("ca")),
+            config: config(of, &server, &place.path().join("ca")),
         };
+        let (door, neighbours_door) = (door(&hostile), door(&neighbour));
         Self {
             _servers: servers,
             proxies,
@@ -115,6 +117,7 @@ impl Stage {
             client,
             server,
             door,
+            neighbours_door,
             _world: world,
             place,
         }
@@ -135,6 +138,11 @@ impl Stage {
 
     pub fn door(&self) -> Door {
         self.door.clone()
+    }
+
+    /// As [`Stage::door`], for one that means well and has an address of its own.
+    pub fn neighbours_door(&self) -> Door {
+        self.neighbours_door.clone()
     }
 
     pub fn last_words(&self) -> String {
