@@ -22,7 +22,7 @@ pub struct Builder {
     endpoints: HashMap<ServiceKey, Vec<Endpoint>>,
     policies: Policies,
     pending: HashSet<PolicyKey>,
-    departed: ByAddress<()>,
+    unreachable: ByAddress<()>,
 }
 
 impl Builder {
@@ -36,7 +36,7 @@ impl Builder {
             endpoints: HashMap::new(),
             policies: Policies::default(),
             pending: HashSet::new(),
-            departed: HashMap::new(),
+            unreachable: HashMap::new(),
         }
     }
 
@@ -78,10 +78,10 @@ impl Builder {
         (self.policies, self.pending) = (policies, pending);
     }
 
-    /// At these addresses workloads were that are to be reached by HBONE alone, a short while ago.
-    pub(super) fn departed(&mut self, addresses: impl Iterator<Item = NetworkAddress>) {
+    /// At these addresses is, or was a short while ago, what may have to be reached by HBONE alone, and nobody knows how.
+    pub(super) fn unreachable(&mut self, addresses: impl Iterator<Item = NetworkAddress>) {
         for NetworkAddress { network, ip } in addresses {
-            self.departed.entry(network).or_default().insert(ip, ());
+            self.unreachable.entry(network).or_default().insert(ip, ());
         }
     }
 
@@ -115,7 +115,7 @@ impl Builder {
             policies: self.policies,
             unknown_policy: self.unknown_policy,
             pending: self.pending,
-            departed: self.departed,
+            unreachable: self.unreachable,
             policy_sets: HashMap::new(),
         };
         for workload in &workloads {

@@ -24,6 +24,8 @@ pub enum Change {
     Workload(Box<WorkloadFields>, Vec<(ServiceKey, Ports)>),
     /// This service.
     Service(Box<Service>),
+    /// Something of this name is at these addresses, and how it is to be reached was not understood. What was known of it stays.
+    Misunderstood(Arc<str>, Vec<NetworkAddress>),
     /// This policy.
     Policy(Policy),
     /// No more the address resource of this name: a workload's uid, or `namespace/hostname` of a service.
@@ -46,6 +48,8 @@ pub struct Model {
     /// Addresses at which a workload was that speaks HBONE, and until when they are remembered. Only their network and the text of
     /// them is kept.
     departed: HashMap<NetworkAddress, Instant>,
+    /// By name, addresses of what was not understood.
+    misunderstood: HashMap<Arc<str>, Vec<NetworkAddress>>,
 }
 
 /// A workload, and its own ports behind its services.
@@ -68,6 +72,7 @@ impl Model {
             policies: Policies::default(),
             awaited: HashMap::new(),
             departed: HashMap::new(),
+            misunderstood: HashMap::new(),
         }
     }
 
@@ -79,6 +84,7 @@ impl Model {
             match change {
                 Change::Workload(fields, services) => {
                     let uid = Arc::clone(&fields.uid);
+                    self.misunderstood.remove(&uid);
                     let (workload, ports) = standing_behind(*fields, services);
                     let here = Arc::clone(&workload);
                     let before = self.workloads.insert(uid, Standing { nth: self.next, workload, ports });
@@ -89,12 +95,18 @@ impl Model {
                     }
                 }
                 Change::Service(service) => {
-                    self.services.insert(service.key.to_string().into(), (self.next, Arc::from(service)));
+                    let name: Arc<str> = service.key.to_string().into();
+                    self.misunderstood.remove(&name);
+                    self.services.insert(name, (self.next, Arc::from(service)));
+                }
+                Change::Misunderstood(name, addresses) => {
+                    self.misunderstood.insert(name, addresses);
                 }
                 Change::Policy(policy) => {
                     self.policies.insert(policy);
                 }
                 Change::RemoveAddress(name) => {
+                    self.misunderstood.remove(&name);
                     let gone = self.workloads.remove(&name);
                     self.depart(gone, now);
                     self.services.remove(&name);
@@ -144,7 +156,8 @@ impl Model {
         }
         builder.policies(self.policies.clone(), pending);
         let departed = self.departed.iter().filter(|(_, until)| **until > now);
-        builder.departed(departed.map(|(address, _)| address.clone()));
+        let departed = departed.map(|(address, _)| address);
+        builder.unreachable(departed.chain(self.misunderstood.values().flatten()).cloned());
         builder.build()
     }
 

@@ -33,8 +33,8 @@ pub struct Snapshot {
     pub(super) unknown_policy: UnknownPolicy,
     /// Policies that are named, and not here, and may come soon.
     pub(super) pending: HashSet<PolicyKey>,
-    /// Where workloads were that are to be reached by HBONE alone, a short while ago.
-    pub(super) departed: ByAddress<()>,
+    /// Where is, or was a short while ago, what may have to be reached by HBONE alone.
+    pub(super) unreachable: ByAddress<()>,
     /// Compiled for this node's workloads, by uid.
     pub(super) policy_sets: HashMap<Arc<str>, Arc<PolicySet>>,
 }
@@ -79,10 +79,10 @@ impl Snapshot {
         self.workloads_by_address.get(network)?.get(&ip)
     }
 
-    /// Whether a workload was at this address a short while ago that is to be reached by HBONE alone. Who is there now is not
-    /// known, and it may be that one still.
-    pub fn has_departed(&self, network: &str, ip: IpAddr) -> bool {
-        self.departed.get(network).is_some_and(|there| there.contains_key(&ip))
+    /// Whether nobody knows how to reach this address, and plaintext may be no way: a workload that speaks HBONE was there a short while
+    /// ago, or what discovery said of who is there was not understood.
+    pub fn is_unreachable(&self, network: &str, ip: IpAddr) -> bool {
+        self.unreachable.get(network).is_some_and(|there| there.contains_key(&ip))
     }
 
     /// The workload of this node that is the pod with this name, namespace and service account.

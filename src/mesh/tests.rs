@@ -322,7 +322,7 @@ fn where_a_workload_of_the_mesh_was_is_remembered_until_somebody_is_named_there(
     let mut model = Model::new(None, UnknownPolicy::Close);
     let departed = |model: &mut Model, now: Instant| -> Vec<bool> {
         let snapshot = model.snapshot(now);
-        ["10.1.0.1", "10.1.0.2", "10.1.0.3"].map(|address| snapshot.has_departed("", ip(address))).to_vec()
+        ["10.1.0.1", "10.1.0.2", "10.1.0.3"].map(|address| snapshot.is_unreachable("", ip(address))).to_vec()
     };
     model.apply([at("a", "10.1.0.1", Protocol::Hbone), at("b", "10.1.0.2", Protocol::Tcp)], now);
     assert_eq!(departed(&mut model, now), [false, false, false]);

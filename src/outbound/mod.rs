@@ -239,7 +239,7 @@ fn refusal(why: &NoRoute) -> Refusal {
         | NoRoute::UnknownGateway { .. }
         | NoRoute::WaypointUnsupported { .. }
         | NoRoute::GatewayUnsupported { .. } => Refusal::UnknownWaypoint,
-        NoRoute::Departed { .. }
+        NoRoute::Unreachable { .. }
         | NoRoute::NoService { .. }
         | NoRoute::NoAddress { .. }
         | NoRoute::HostnameUnsupported { .. }

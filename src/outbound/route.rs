@@ -64,12 +64,13 @@ pub enum NoRoute {
         /// What the application dialled.
         dst: OriginalDst,
     },
-    /// A workload of the mesh was there until a short while ago, and nobody has said who is there now. It may be that one still, and
-    /// plaintext is no way to it.
+    /// A workload of the mesh was there until a short while ago, and nobody has said who is there now; or what discovery said of it was not
+    /// understood. Plaintext may be no way to it.
     #[error(
-        "a workload of the mesh was at {dst} a short while ago, and nobody has said who is there now; plaintext to it is refused for 10 minutes"
+        "nobody knows how to reach {dst}: a workload of the mesh was there less than 10 minutes ago, or discovery's word of it was refused; \
+         plaintext may be no way to it"
     )]
-    Departed {
+    Unreachable {
         /// What the application dialled.
         dst: OriginalDst,
     },
@@ -175,8 +176,8 @@ pub fn route(
     // An address may be a service's and a workload's. The service takes the connection then, and what guards the
     // workload guards it still.
     match (service, workload) {
-        (None, None) if networks.iter().any(|network| mesh.has_departed(network, dst.ip())) => {
-            Err(NoRoute::Departed { dst })
+        (None, None) if networks.iter().any(|network| mesh.is_unreachable(network, dst.ip())) => {
+            Err(NoRoute::Unreachable { dst })
         }
         (None, None) => Ok(Route::Passthrough(dst)),
         (None, Some(workload)) => to_workload(source, dst, workload, mesh),

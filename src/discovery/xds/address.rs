@@ -23,13 +23,50 @@ pub(super) struct Decoder {
     texts: HashSet<Arc<str>>,
 }
 
+/// Something that was not understood.
+#[derive(Debug)]
+pub(super) struct Refused {
+    /// Why.
+    pub why: String,
+    /// Where it is, as far as that was understood.
+    pub at: Vec<NetworkAddress>,
+}
+
 impl Decoder {
     /// Decodes one address, which came under `name`.
     ///
     /// # Errors
-    /// What about it is not as it should be; then none of it counts.
-    pub fn decode(&mut self, name: &str, bytes: bytes::Bytes) -> Result<Change, String> {
-        let read = wire::Address::decode(bytes).map_err(|cause| cause.to_string())?;
+    /// [`Refused`]: what about it is not as it should be; then none of it counts, but that it is there.
+    pub fn decode(&mut self, name: &str, bytes: bytes::Bytes) -> Result<Change, Refused> {
+        let read = wire::Address::decode(bytes)
+            .map_err(|cause| Refused { why: cause.to_string(), at: Vec::new() })?;
+        let at = self.places(&read);
+        self.understand(name, read).map_err(|why| Refused { why, at })
+    }
+
+    /// The addresses that are named in it and are some.
+    fn places(&mut self, read: &wire::Address) -> Vec<NetworkAddress> {
+        match &read.r#type {
+            None => Vec::new(),
+            Some(wire::address::Type::Workload(workload)) => {
+                let network = self.text(&workload.network);
+                let ips = workload.addresses.iter().filter_map(|bytes| ip(bytes).ok());
+                ips.map(|ip| NetworkAddress { network: Arc::clone(&network), ip }).collect()
+            }
+            Some(wire::address::Type::Service(service)) => {
+                let hosts =
+                    service.addresses.iter().filter(|vip| vip.length.is_none_or(|length| length >= 32));
+                let one = |vip: &wire::NetworkAddress| (ip(&vip.address).ok(), vip.network.clone());
+                let hosts: Vec<_> = hosts.map(one).collect();
+                let named = |(ip, network): (Option<IpAddr>, String)| {
+                    ip.map(|ip| NetworkAddress { network: self.text(&network), ip })
+                };
+                hosts.into_iter().filter_map(named).collect()
+            }
+        }
+    }
+
+    fn understand(&mut self, name: &str, read: wire::Address) -> Result<Change, String> {
         let (change, own) = match read.r#type {
             None => return Err("it is neither a workload nor a service".into()),
             Some(wire::address::Type::Workload(workload)) => {

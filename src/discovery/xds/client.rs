@@ -12,7 +12,7 @@ use tonic::{Code, Request, Streaming};
 use tonic_prost::ProstCodec;
 use tracing::{debug, info, warn};
 
-use super::address::Decoder;
+use super::address::{Decoder, Refused};
 use super::metrics::Reason;
 use super::policy;
 use super::state::{Backoff, Subscription, Told};
@@ -84,6 +84,11 @@ impl End {
     }
 }
 
+/// Whether our request was larger than the server takes; a server that has too much to do says the same code.
+fn is_too_large(status: &tonic::Status) -> bool {
+    status.code() == Code::ResourceExhausted && status.message().contains("larger than max")
+}
+
 fn told(status: &tonic::Status) -> String {
     match status.message() {
         "" => format!("{:?}", status.code()),
@@ -125,7 +130,7 @@ impl Client {
                 _ = &mut stop => return,
             };
             let Err(end) = end else { continue };
-            self.too_large = matches!(&end, End::Status(status) if status.code() == Code::ResourceExhausted);
+            self.too_large = matches!(&end, End::Status(status) if is_too_large(status));
             let wait = self.backoff.wait(fastrand::f64());
             self.metrics.ended(end.reason(self.opened));
             // istiod ends each stream after half an hour.
@@ -194,7 +199,9 @@ impl Client {
                 None => return Err(End::Closed),
                 Some(response) => response.map_err(Box::new)?,
             };
-            answered[usize::from(response.type_url == AUTHORIZATION)] = true;
+            for (kind, answered) in [ADDRESS, AUTHORIZATION].into_iter().zip(&mut answered) {
+                *answered |= kind == response.type_url;
+            }
             let answer = self.take(response);
             self.backoff.reset();
             if send.send(answer).await.is_err() {
@@ -232,15 +239,20 @@ impl Client {
         let mut names = Vec::with_capacity(resources.len());
         let mut changes = Vec::with_capacity(resources.len());
         for resource in resources {
-            let decoded = match resource.resource {
-                Some(any) => self.decoder.decode(&resource.name, any.value),
-                None => Err("there is nothing in it".into()),
+            // Without a value it is an empty message, which is nothing that anybody knows.
+            let value = resource.resource.unwrap_or_default().value;
+            let why = match self.decoder.decode(&resource.name, value) {
+                Ok(change) => {
+                    changes.push(change);
+                    None
+                }
+                Err(Refused { why, at }) => {
+                    self.metrics.refused.increment();
+                    warn!(name = %resource.name, %why, "an address is refused; its last good version stays");
+                    changes.push(Change::Misunderstood(resource.name.as_str().into(), at));
+                    Some(why)
+                }
             };
-            let why = decoded.map(|change| changes.push(change)).err();
-            if let Some(why) = &why {
-                self.metrics.refused.increment();
-                warn!(name = %resource.name, %why, "an address is refused; its last good version stays");
-            }
             names.push((resource.name, resource.version, why));
         }
         let told = Told {

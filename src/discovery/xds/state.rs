@@ -83,8 +83,12 @@ impl Subscription {
                 unnamed.remove(name);
             }
             match why {
-                // Not with this version: asked for again on the next stream.
-                Some(why) => refused.push(format!("{name}: {why}")),
+                Some(why) => {
+                    refused.push(format!("{name}: {why}"));
+                    // Not with this version, so that it is told again on the next stream. That it is there is known all the same, or nobody
+                    // would say that it is gone.
+                    self.held.entry(name.into()).or_default();
+                }
                 None => drop(self.held.insert(name.into(), version.into())),
             }
         }

@@ -270,7 +270,23 @@ async fn one_bad_object_among_a_thousand_is_refused_alone() {
     // Readiness does not hang on it.
     following.is_synced().await;
     following.has(998).await;
-    assert!(following.registry.page().contains("adit_xds_refused_total 2"));
+    // Nobody knows how to reach one that speaks something unheard of: in plaintext nobody goes there.
+    let new = |protocol: i32| {
+        let mut one = pod(2_000);
+        one.tunnel_protocol = protocol;
+        of_workload(one)
+    };
+    let there = IpAddr::from([10, 1, 7, 208]);
+    let unreachable = |following: &Following| following.mesh.load().is_unreachable("", there);
+    assert!(!unreachable(&following));
+    assert!(answer(&mut stream, &response(ADDRESS, "a2", [new(77)], &[])).await.error_detail.is_some());
+    assert!(unreachable(&following));
+    answer(&mut stream, &response(ADDRESS, "a3", [new(0)], &[])).await;
+    assert!(!unreachable(&following));
+    answer(&mut stream, &response(ADDRESS, "a4", [new(77)], &[])).await;
+    answer(&mut stream, &response(ADDRESS, "a5", [], &["east//Pod/shop/web-2000"])).await;
+    assert!(!unreachable(&following));
+    assert!(following.registry.page().contains("adit_xds_refused_total 4"));
     // A good one replaced by a bad one stays, and is asked for by the version that is held.
     let mut bad = pod(7);
     bad.tunnel_protocol = 77;
@@ -281,8 +297,10 @@ async fn one_bad_object_among_a_thousand_is_refused_alone() {
     stream.end(14, "transport is closing");
     let mut stream = istiod.call().await;
     let again = stream.message::<DeltaDiscoveryRequest>().await;
-    assert_eq!(again.initial_resource_versions.len(), 998);
+    assert_eq!(again.initial_resource_versions.len(), 1_000);
     assert_eq!(again.initial_resource_versions["east//Pod/shop/web-7"], "1");
+    // What was never understood is there, in no version, so that it is told again.
+    assert_eq!(again.initial_resource_versions["east//Pod/shop/web-500"], "");
     following.has(998).await;
 }
 
@@ -580,7 +598,7 @@ fn addresses_mean_what_the_reference_says() {
     let refused = |change: &dyn Fn(&mut workload::Workload)| {
         let mut one = pod(1);
         change(&mut one);
-        decode(one).expect_err("it is to be refused")
+        decode(one).expect_err("it is to be refused").why
     };
     assert!(refused(&|one| one.tunnel_protocol = 2).contains("tunnel protocol"));
     assert!(refused(&|one| one.network_mode = 9).contains("network mode"));
@@ -601,7 +619,7 @@ fn addresses_mean_what_the_reference_says() {
     );
     // What is removed by one name must not be added by another.
     let (_, _, bytes) = of_workload(pod(1));
-    assert!(Decoder::default().decode("another", bytes.into()).unwrap_err().contains("its own name"));
+    assert!(Decoder::default().decode("another", bytes.into()).unwrap_err().why.contains("its own name"));
 }
 
 proptest! {

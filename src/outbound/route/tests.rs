@@ -498,7 +498,7 @@ fn where_a_workload_of_the_mesh_was_nobody_is_let_through_in_plaintext() {
     tunnel(&model.snapshot(now), "10.1.0.9:80");
     model.apply([Change::RemoveAddress(uid("gone"))], now);
     let there = dst("10.1.0.9:80");
-    assert_eq!(dial(&model.snapshot(now), "10.1.0.9:80"), Err(NoRoute::Departed { dst: there }));
+    assert_eq!(dial(&model.snapshot(now), "10.1.0.9:80"), Err(NoRoute::Unreachable { dst: there }));
     // Somebody is named there, who speaks plaintext; or nobody is for long enough.
     let later = now + Duration::from_secs(601);
     assert_eq!(dial(&model.snapshot(later), "10.1.0.9:80"), Ok(Route::Passthrough(there)));
