@@ -1,6 +1,6 @@
 //! The way to the control plane: a TLS connection to the address that was given, and who says so on it.
 //!
-//! Used by whoever speaks gRPC to istiod; knows nothing of what is said. Each [`connect`] resolves the name, reads the trust roots
+//! Used by whoever speaks gRPC to istiod; knows nothing of what is said. Each [`connect()`] resolves the name, reads the trust roots
 //! and makes a connection of its own, so that a changed root or address counts from the next one on. The bearer token is read for
 //! each call, and no byte of it leaves before the server has proven its name. How gRPC is spoken:
 //! `docs/decisions/0018-control-plane-channel.md`.
