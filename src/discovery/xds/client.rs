@@ -255,12 +255,7 @@ impl Client {
             };
             names.push((resource.name, resource.version, why));
         }
-        let told = Told {
-            resources: names.iter().map(|(name, version, why)| (&**name, &**version, why.clone())).collect(),
-            removed: &removed_resources,
-            nonce: &nonce,
-        };
-        let (removed, answer) = self.addresses.take(told, now);
+        let (removed, answer) = self.addresses.take(named(&names, &removed_resources, &nonce), now);
         self.model.apply(changes.into_iter().chain(removed.into_iter().map(Change::RemoveAddress)), now);
         self.decoder.forget_unused();
         self.publish();
@@ -287,12 +282,7 @@ impl Client {
             };
             names.push((resource.name, resource.version, why));
         }
-        let told = Told {
-            resources: names.iter().map(|(name, version, why)| (&**name, &**version, why.clone())).collect(),
-            removed: &removed_resources,
-            nonce: &nonce,
-        };
-        let (removed, answer) = self.policies.take(told, now);
+        let (removed, answer) = self.policies.take(named(&names, &removed_resources, &nonce), now);
         let removed = removed.iter().filter_map(|name| PolicyKey::parse(name).ok()).map(Change::RemovePolicy);
         self.model.apply(changes.into_iter().chain(removed), now);
         self.publish();
@@ -360,6 +350,12 @@ impl Client {
         self.model.apply(addresses.into_iter().map(Change::RemoveAddress).chain(policies), now);
         self.publish();
     }
+}
+
+/// What a response says of names: each with its version, and why it is refused if it is.
+fn named<'a>(all: &'a [(String, String, Option<String>)], removed: &'a [String], nonce: &'a str) -> Told<'a> {
+    let resources = all.iter().map(|(name, version, why)| (&**name, &**version, why.clone())).collect();
+    Told { resources, removed, nonce }
 }
 
 async fn until(at: Option<Instant>) {
